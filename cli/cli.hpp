@@ -1,0 +1,67 @@
+// The command line. A verb is a row in the table of verbs.cpp; each lives in verb_NAME.cpp. Exit codes of every
+// verb: 0 done or nothing to find, 1 an answer you will not like (findings, differences, a refusal), 2 could not.
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <CLI/App.hpp>
+
+#include "base/result.hpp"
+
+namespace bulkhead::cli {
+
+inline constexpr int exit_ok = 0;
+inline constexpr int exit_findings = 1;
+inline constexpr int exit_could_not = 2;
+
+// Where the host is. Production and twin differ in these values alone.
+struct Context {
+  std::filesystem::path root = "/";       // --root, BULKHEAD_ROOT: /proc, /sys, /etc are read below it
+  std::string nvml_library = {};          // --nvml, BULKHEAD_NVML: empty = libnvidia-ml.so.1 by the loader's rules
+  std::filesystem::path state_dir = {};   // --state-dir, BULKHEAD_STATE: default ROOT/var/lib/bulkhead
+  bool colour = false;                    // stdout is a terminal and NO_COLOR is not set
+  unsigned width = 100;                   // columns of the terminal
+};
+
+struct Verb {
+  std::string_view name;
+  std::string_view summary;
+  std::string_view examples;   // lines, each an example and what it does
+  // Declares the verb's options on `app` and returns what to run once they are parsed.
+  std::function<int(const Context&)> (*bind)(CLI::App& app);
+};
+
+const std::vector<Verb>& verbs();
+
+int main(int argc, char** argv);
+
+// ---- printing ------------------------------------------------------------------------------------------------
+enum class Tone { plain, good, warn, bad, dim, bold };
+std::string paint(const Context& context, Tone tone, std::string_view text);
+
+// Columns padded to the widest cell; the last column wraps at the terminal's width.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
+  void row(std::vector<std::string> cells);
+  void row(std::vector<std::string> cells, std::vector<Tone> tones);
+  std::string str(const Context& context) const;
+
+ private:
+  std::vector<std::string> header_;
+  std::vector<std::vector<std::string>> rows_;
+  std::vector<std::vector<Tone>> tones_;
+};
+
+// Prints "bulkhead: apply: gpu 3: ...", then the hint as "  try: ..."; returns exit_could_not.
+int fail(const Context& context, const Error& error);
+
+// Writes to stdout; a closed pipe or a full disk becomes exit_could_not, never silence.
+int print(std::string_view text);
+
+}  // namespace bulkhead::cli

@@ -1,0 +1,109 @@
+// The node file: desired state of one host, parsed once at the boundary. Parsing reports every mistake at once,
+// with line, column and a suggestion; unknown keys are mistakes.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/ids.hpp"
+#include "base/json.hpp"
+#include "base/units.hpp"
+
+namespace bulkhead::spec {
+
+struct Mistake {
+  unsigned line = 0, column = 0;  // from 1; 0 when there is no place to name
+  std::string path = {};          // "gpus[0].layout[2]"
+  std::string what = {};
+  std::string suggestion = {};    // may be empty
+};
+
+enum class Mode { mig, share, exclusive };
+std::string_view name_of(Mode mode);
+
+// Which GPUs a rule is for. All given keys must match; `all` matches every GPU.
+struct Select {
+  bool all = false;
+  std::vector<unsigned> index = {};      // NVML indices
+  std::vector<Uuid> uuid = {};
+  std::vector<PciAddress> pci = {};
+  std::vector<std::string> model = {};   // shell patterns over the model name: "*H100*"
+};
+
+// One line of a MIG layout. The profile stays a name: only the GPU's own geometry can resolve it.
+struct Slice {
+  std::string profile = {};
+  std::optional<unsigned> at = {};           // start in memory slices, when the placement matters
+  std::vector<std::string> compute = {};     // compute instances, "1c" ...; empty: one that fills the GPU instance
+  unsigned line = 0, column = 0;             // where it was written
+};
+
+struct ClockLock {
+  Megahertz low = {}, high = {};
+};
+
+struct GpuRule {
+  Select select = {};
+  Mode mode = Mode::exclusive;
+  std::vector<Slice> layout = {};                 // only with Mode::mig
+  std::optional<Milliwatts> power_limit = {};
+  std::optional<ClockLock> clocks = {};
+  std::optional<bool> persistence = {};
+  unsigned line = 0;
+};
+
+struct FabricManager {
+  std::string unit = "nvidia-fabricmanager.service";
+  std::optional<unsigned> port = {};              // TCP, for the probe; the daemon's own default is 6666
+};
+
+struct Unit {
+  std::string name = {};
+  bool enabled = true, active = true;
+};
+
+struct ModprobeFile {
+  std::string name = {};                          // file below /etc/modprobe.d, ends in .conf
+  std::vector<std::string> lines = {};
+};
+
+struct HostRule {
+  std::vector<std::string> kernel_args = {};
+  std::optional<std::string> cpu_governor = {};
+  std::optional<FabricManager> fabric_manager = {};
+  std::vector<Unit> units = {};
+  std::vector<ModprobeFile> modprobe = {};
+};
+
+struct NodeFile {
+  std::string name = {};                          // metadata.name, optional
+  std::vector<GpuRule> gpus = {};
+  HostRule host = {};
+};
+
+using Parsed = std::variant<NodeFile, std::vector<Mistake>>;
+
+// At most limits::node_file_bytes. Aliases and anchors are refused (a small file may not become a large one).
+Parsed parse(std::string_view yaml);
+
+// "node.yaml:4:13: gpus[0].mode: 'migg' is not a mode; did you mean 'mig'?" one a line.
+std::string render(const std::vector<Mistake>& mistakes, std::string_view file_name);
+
+// Writes a node file that parses to the same value: for import and export.
+std::string to_yaml(const NodeFile& node);
+
+// JSON Schema, draft-07, of the node file.
+Json schema();
+
+// NVIDIA mig-parted's "version: v1, mig-configs: {name: [...]}": one node file for each named configuration.
+struct Imported {
+  std::string name = {};
+  NodeFile node = {};
+  std::vector<std::string> remarks = {};  // what could not be carried over, in words
+};
+std::variant<std::vector<Imported>, std::vector<Mistake>> import_mig_parted(std::string_view yaml);
+
+}  // namespace bulkhead::spec
