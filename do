@@ -1,0 +1,211 @@
+#!/usr/bin/env bash
+# The one entry point: ./do demo, ./do test ... Each command installs what it needs (Debian packages, through apt).
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")"
+
+build_packages=(g++ cmake ninja-build ccache pkg-config libfmt-dev nlohmann-json3-dev libyaml-cpp-dev libsqlite3-dev
+  libsystemd-dev libcli11-dev libgtest-dev libgmock-dev)
+run_packages=(libsystemd0 tmux hwloc python3 strace sqlite3 libncurses6 libncursesw6 systemd)
+lint_packages=(clang clang-format clang-tidy libclang-rt-14-dev gcovr)
+# Real NVML clients and the vendor's header live in contrib and non-free. They are unpacked below build/deps, not
+# installed: their dependencies would pull a driver onto this machine.
+client_packages=(libnvidia-ml-dev nvidia-smi libnvidia-ml1 nvtop python3-pynvml libhwloc-contrib-plugins)
+
+export CCACHE_SLOPPINESS=pch_defines,time_macros
+jobs=$(nproc)
+presets=(release debug)
+
+say() { printf '\n== %s\n' "$*" >&2; }
+die() { printf 'do: %s\n' "$*" >&2; exit 2; }
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+apt_updated=
+apt_update() {
+  [ -n "$apt_updated" ] && return
+  as_root apt-get update -qq || die "apt-get update failed; is the network up?"
+  apt_updated=1
+}
+
+ensure() {  # ensure PACKAGE...: installs those that are missing
+  local missing=() package
+  for package in "$@"; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+  done
+  [ ${#missing[@]} = 0 ] && return
+  say "installing: ${missing[*]}"
+  apt_update
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    die "apt-get install ${missing[*]} failed"
+}
+
+# The archive this machine already uses for main, asked for contrib and non-free as well.
+add_components() {
+  apt-cache policy libnvidia-ml-dev 2>/dev/null | grep -q 'Candidate: [0-9]' && return
+  apt_update
+  apt-cache policy libnvidia-ml-dev 2>/dev/null | grep -q 'Candidate: [0-9]' && return
+  local where
+  where=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT) $(SIGNED_BY)' 'Created-By: Packages' |
+    awk '$3 == "main" && $2 !~ /-/ && /debian/ && !/security/ { print $1, $2, $4; exit }')
+  [ -n "$where" ] || die "no Debian archive with component main is configured; add contrib and non-free by hand"
+  local uri codename key
+  read -r uri codename key <<<"$where"
+  say "adding contrib and non-free of the configured Debian archive (real NVML clients)"
+  as_root tee /etc/apt/sources.list.d/bulkhead-nvml-clients.sources >/dev/null <<EOF
+Types: deb
+URIs: $uri
+Suites: $codename
+Components: contrib non-free
+Signed-By: ${key:-/usr/share/keyrings/debian-archive-keyring.gpg}
+EOF
+  apt_updated=
+  apt_update
+}
+
+clients() {
+  [ -e build/deps/.complete ] && return
+  add_components
+  say "unpacking real NVML clients into build/deps: ${client_packages[*]}"
+  mkdir -p build/deps/archives
+  (cd build/deps/archives && apt-get download -qq "${client_packages[@]}" 2>/dev/null) || die "apt-get download failed"
+  local archive
+  for archive in build/deps/archives/*.deb; do dpkg -x "$archive" build/deps; done
+  rm -rf build/deps/archives
+  touch build/deps/.complete
+}
+
+configure() {  # configure PRESET
+  [ -e "build/$1/build.ninja" ] || cmake --preset "$1" >/dev/null || die "cmake --preset $1 failed"
+}
+
+build() {  # build PRESET TARGET...
+  local preset=$1
+  shift
+  configure "$preset"
+  NINJA_STATUS='[%f/%t %es] ' ninja -C "build/$preset" -j "$jobs" "$@"
+}
+
+prepare_build() { ensure "${build_packages[@]}"; clients; }
+
+total_passed=0 total_failed=0 failed_suites=()
+tally() {  # tally NAME LOG STATUS: adds up a suite's closing "N passed, M failed"
+  local passed failed line
+  line=$(grep -aE '^[0-9]+ passed, [0-9]+ failed$' "$2" | tail -1 || true)
+  passed=$(sed -nE 's/^([0-9]+) passed.*/\1/p' <<<"$line")
+  failed=$(sed -nE 's/.* ([0-9]+) failed$/\1/p' <<<"$line")
+  if [ -z "$line" ]; then failed=1; passed=0; fi
+  if [ "$3" != 0 ] && [ "$failed" = 0 ]; then failed=1; fi
+  total_passed=$((total_passed + passed)); total_failed=$((total_failed + failed))
+  if [ "$failed" != 0 ]; then failed_suites+=("$1"); fi
+  printf '%-22s %5s passed %4s failed  %4ss\n' "$1" "$passed" "$failed" "$4"
+}
+
+suite() {  # suite NAME COMMAND...: runs it, shows failures, adds it up
+  local name=$1 log=build/logs/$1.log status=0 started=$SECONDS
+  shift
+  mkdir -p build/logs
+  "$@" >"$log" 2>&1 </dev/null || status=$?
+  if [ $status != 0 ]; then
+    grep -aE '^not ok|\[  FAILED  \]|ERROR: |runtime error|Failure$' -A6 "$log" | head -60 || true
+    printf -- '-- last lines of %s:\n' "$log"; tail -15 "$log"
+  fi
+  tally "$name" "$log" $status $((SECONDS - started))
+}
+
+unit_tests() {  # the unit tests under ASan and UBSan; gtest's own summary becomes the closing line
+  local out status=0
+  out=$(build/debug/bin/bulkhead_tests --gtest_brief=1 2>&1) || status=$?
+  printf '%s\n' "$out"
+  local passed failed
+  passed=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?\.$/\1/p' <<<"$out" | tail -1)
+  failed=$(sed -nE 's/^ *([0-9]+) FAILED TESTS?$/\1/p' <<<"$out" | tail -1)
+  [ -n "$passed" ] || { passed=0; failed=${failed:-1}; }
+  printf '%s passed, %s failed\n' "$passed" "${failed:-0}"
+  return $status
+}
+
+closing() {
+  if [ ${#failed_suites[@]} != 0 ]; then printf 'failed: %s (logs in build/logs)\n' "${failed_suites[*]}"; fi
+  printf '\n%s passed, %s failed\n' "$total_passed" "$total_failed"
+  [ "$total_failed" = 0 ]
+}
+
+run_suites() {  # every tests/*/run.sh, in name order; BULKHEAD_QUICK=1 leaves the long enumerations out
+  export BIN=$PWD/build/bin DEPS=$PWD/build/deps
+  local script
+  for script in tests/*/run.sh; do
+    suite "$(basename "$(dirname "$script")")" bash "$script"
+  done
+}
+
+case "${1:-help}" in
+  build)
+    prepare_build
+    build release all
+    ;;
+  demo)
+    prepare_build
+    ensure libsystemd0
+    build release bulkhead nvidia-ml >&2
+    exec env BIN="$PWD/build/bin" DEPS="$PWD/build/deps" bash demo/demo.sh "${@:2}"
+    ;;
+  test)
+    prepare_build
+    ensure "${run_packages[@]}"
+    say "building (release, and the unit tests with sanitizers)"
+    build release all
+    build debug bulkhead_tests
+    say "testing"
+    suite unit unit_tests
+    BULKHEAD_QUICK=1 run_suites
+    closing
+    ;;
+  test-all)
+    prepare_build
+    ensure "${run_packages[@]}" "${lint_packages[@]}"
+    build release all
+    build debug bulkhead_tests
+    suite unit unit_tests
+    BULKHEAD_QUICK=0 run_suites
+    suite coverage bash tests/coverage.sh
+    suite fuzz bash tests/fuzz.sh "${BULKHEAD_FUZZ_SECONDS:-60}"
+    suite lint bash tests/lint.sh
+    closing
+    ;;
+  bench)
+    prepare_build
+    ensure "${run_packages[@]}"
+    build release all bulkhead_benches >&2
+    exec env BIN="$PWD/build/bin" DEPS="$PWD/build/deps" bash bench/run.sh "${@:2}"
+    ;;
+  package)
+    prepare_build
+    build release all
+    (cd build/release && cpack -G 'TGZ;DEB' >/dev/null)
+    mkdir -p build/packages
+    mv build/release/bulkhead*.tar.gz build/release/bulkhead*.deb build/packages/
+    ls -l build/packages
+    ;;
+  fmt)
+    ensure clang-format
+    git ls-files '*.cpp' '*.hpp' | xargs clang-format -i
+    git diff --stat
+    ;;
+  clean)
+    rm -rf build
+    ;;
+  help | --help | -h)
+    cat <<'EOF'
+./do demo       the main job on a simulated eight-GPU machine, told as a story (under 5 minutes the first time)
+./do test       build and test everything that fits in CI
+./do test-all   the long enumerations, coverage, fuzzing and clang-tidy as well
+./do build      build/bin/bulkhead and the twin's libraries
+./do bench      every benchmark, each a ratio against a peer or a floor of the same run
+./do package    build/packages: a tarball and a Debian package
+./do fmt        clang-format over the tree
+./do clean      remove build/
+
+Each installs the Debian packages it needs (apt, with sudo when you are not root).
+EOF
+    ;;
+  *) die "no command '$1'; ./do help lists them" ;;
+esac
