@@ -143,7 +143,7 @@ struct Event {                           // an XID on its way to event sets and 
 };
 
 enum class FaultKind : std::uint32_t {
-  none, fail_call, hang_call, kill_before, kill_after, slow_destroy, half_made_gi, lost_from_nvml, off_the_bus,
+  nothing, fail_call, hang_call, kill_before, kill_after, slow_destroy, half_made_gi, lost_from_nvml, off_the_bus,
   fabric_lost, no_systemd
 };
 
