@@ -87,11 +87,13 @@ struct Chip {
 struct ComputeInstance {
   std::uint32_t used, id, profile, start, size;  // profile: NVML_COMPUTE_INSTANCE_PROFILE_*; compute slices of the GI
   Text<64> uuid;                                 // MIG-...
+  std::uint64_t born;                            // Gpu::generation that made it: tells it from a later namesake
 };
 
 struct GpuInstance {
   std::uint32_t used, id, profile_id, start, size;  // id is the swizzid; memory slices
   std::uint32_t half_made;                          // a fault: refuses everything but destroy
+  std::uint64_t born;                               // as of a compute instance
   ComputeInstance compute[max_compute_instances];
 };
 
