@@ -44,8 +44,9 @@ struct Geometry {
   std::vector<Profile> profiles = {};
 
   const Profile* by_id(unsigned id) const;
-  // Accepts the exact name, any case, with or without the "MIG " prefix; and a name whose gigabytes differ when
-  // slices and suffix fit one profile alone (drivers have renamed 3g.39gb to 3g.40gb: mig-parted issue 31).
+  // Accepts the exact name, any case, with or without the "MIG " prefix; and a name whose gigabytes differ
+  // by a twentieth at most (or by one) when slices and suffix fit one profile alone: drivers have renamed 3g.39gb to
+  // 3g.40gb (mig-parted issue 31).
   const Profile* by_name(std::string_view name) const;
   std::vector<std::string_view> names() const;
   friend bool operator==(const Geometry&, const Geometry&) = default;
@@ -58,21 +59,25 @@ struct Present {
   Placement place = {};
   bool movable = true;        // may be destroyed to make room: ours, and idle or to be evicted
   bool counts = true;         // may stand for a wanted instance (false: foreign, to be left alone)
+  unsigned variant = 0;       // stands only for a wanted instance of the same variant (its compute instances differ)
 };
 
 // A wanted instance; `at` pins its start.
 struct Wanted {
   unsigned profile = 0;
   std::optional<unsigned> at = {};
+  unsigned variant = 0;
 };
 
 struct NewInstance {
   unsigned profile = 0;
   Placement place = {};
+  unsigned variant = 0;
   friend auto operator<=>(const NewInstance&, const NewInstance&) = default;
 };
 
-// From Present to Wanted: `keep` and `destroy` index the present instances, `create` is in creation order.
+// From Present to Wanted: `keep` and `destroy` index the present instances and name each once; `create` is in
+// creation order and holds each new instance's explicit place. After it the counting instances are exactly the wanted.
 struct Recut {
   std::vector<std::size_t> keep = {};
   std::vector<std::size_t> destroy = {};
@@ -86,11 +91,14 @@ struct NoFit {
   std::optional<Recut> way_out = {};       // the recut if those were movable; empty: not even an empty GPU fits it
 };
 
-// The recut that destroys fewest instances (then fewest memory slices destroyed, then lowest placements).
-// Instances that need not go are kept where they are. Exact: NoFit means that no placement exists. Pure.
+// The recut that destroys fewest instances (then fewest memory slices destroyed, then lowest placements, the largest
+// instance first). Instances that need not go are kept where they are; a counting instance that is not wanted goes.
+// Exact: NoFit means that no placement exists, or that an unmovable instance is not wanted. Pure.
 std::variant<Recut, NoFit> recut(const Geometry& geometry, std::span<const Present> present, std::span<const Wanted> wanted);
 
-// True when `places` are legal, in their profiles' starts, do not overlap and respect max_instances.
+// True when the instances are in their profiles' starts, do not overlap, respect max_instances and do not use more
+// compute slices, decoders, encoders, JPEG or optical-flow engines than the fullest profile has (1g+me and 2g+me of
+// an A30 exclude each other although both find a place; so do the .me.all profiles of an RTX PRO 6000).
 bool legal(const Geometry& geometry, std::span<const NewInstance> instances);
 
 // Most instances of one GPU that fit at once beside `taken` (for refusals and what-if).

@@ -33,7 +33,7 @@ struct DestroyInstance {  // with its compute instances, which go first; undo cr
   unsigned gpu_instance = 0;
   std::string profile = {};
   unsigned profile_id = 0;
-  mig::Placement place = {};
+  mig::Placement place = {};                    // names the instance in an undo: the driver chose its id
   std::vector<unsigned> compute_profiles = {};  // NVML_COMPUTE_INSTANCE_PROFILE_* of those destroyed with it
 };
 struct CreateInstance {  // GPU instance and its compute instances
@@ -43,11 +43,12 @@ struct CreateInstance {  // GPU instance and its compute instances
   mig::Placement place = {};
   std::vector<unsigned> compute_slices = {};  // one compute instance each; empty: one that fills it
 };
-struct CreateCompute {  // mends a GPU instance that has none (R37)
+struct CreateCompute {  // mends a GPU instance that has none (R37): one compute instance that fills it
   Uuid gpu = {};
   unsigned gpu_instance = 0;
   std::string profile = {};
   mig::Placement place = {};
+  bool remove = false;  // true in the undo: destroy the compute instance again
 };
 struct SetPowerLimit {
   Uuid gpu = {};
@@ -70,6 +71,7 @@ struct SetFile {  // a whole file of ours: kernel arguments drop-in, modprobe.d
   std::string path = {};                      // absolute on the host
   std::optional<std::string> before = {}, after = {};  // contents; empty: the file is absent
   std::vector<std::string> then = {};         // command to run afterwards: {"update-grub"}; may be empty
+  std::vector<std::string> then_undo = {};    // what the undo runs afterwards; undo_of swaps the two
 };
 
 using Action = std::variant<SetPersistence, SetMigMode, DestroyInstance, CreateInstance, CreateCompute, SetPowerLimit,
@@ -95,6 +97,7 @@ struct Step {
   std::string why = {};
   std::vector<Loss> losses = {};
   bool reboot_owed = false;
+  std::vector<inventory::Holder> evicts = {};  // with Options::evict: who must be ended before the action
 };
 
 struct Plan {
@@ -139,6 +142,9 @@ std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Ho
 
 // The files whose content `make` wants to see in Remembered.
 std::vector<std::string> files_of_interest(const spec::NodeFile& node, const inventory::Host& host);
+
+// The units whose state `make` wants to see in Host::units, by full name ("nvidia-fabricmanager.service").
+std::vector<std::string> units_of_interest(const spec::NodeFile& node);
 
 Json to_json(const Plan& plan, const inventory::Host& host);
 Json to_json(const Refusal& refusal);

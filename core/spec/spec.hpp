@@ -2,6 +2,7 @@
 // with line, column and a suggestion; unknown keys are mistakes.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -24,6 +25,11 @@ struct Mistake {
 enum class Mode { mig, share, exclusive };
 std::string_view name_of(Mode mode);
 
+struct PciId {
+  std::uint16_t vendor = 0, device = 0;
+  friend auto operator<=>(const PciId&, const PciId&) = default;
+};
+
 // Which GPUs a rule is for. All given keys must match; `all` matches every GPU.
 struct Select {
   bool all = false;
@@ -31,6 +37,7 @@ struct Select {
   std::vector<Uuid> uuid = {};
   std::vector<PciAddress> pci = {};
   std::vector<std::string> model = {};   // shell patterns over the model name: "*H100*"
+  std::vector<PciId> pci_id = {};        // PCI vendor and device id, as lspci -n prints them: "10de:2330"
 };
 
 // One line of a MIG layout. The profile stays a name: only the GPU's own geometry can resolve it.
@@ -43,6 +50,7 @@ struct Slice {
 
 struct ClockLock {
   Megahertz low = {}, high = {};
+  friend bool operator==(const ClockLock&, const ClockLock&) = default;
 };
 
 struct GpuRule {
