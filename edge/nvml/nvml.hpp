@@ -1,11 +1,12 @@
-// The NVIDIA driver's management library, dlopen'ed through one symbol table: a missing symbol is `unsupported`,
-// never a crash. Methods are thin: one question or one command each, errors translated, nothing chosen. Outside
-// text is made printable and bounded here. Handles carry the generation of the instances they came from; after
-// any MIG change they are asked for again.
+// The NVIDIA driver's management library, dlopen'ed through one symbol table: a missing symbol is
+// `unsupported`, never a crash. Methods are thin: one question or one command each, errors translated,
+// nothing chosen. Outside text is made printable and bounded here. Handles carry the generation of the
+// instances they came from; after any MIG change they are asked for again.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,7 @@ struct MigMode {
 // nvmlDeviceSetMigMode's two answers: accepted, and in force already or why not.
 struct Activation {
   bool in_force = true;
-  int code = 0;            // nvmlReturn_t of the activation: IN_USE, RESET_REQUIRED ...
+  int code = 0;  // nvmlReturn_t of the activation: IN_USE, RESET_REQUIRED ...
   std::string why = {};
 };
 
@@ -51,6 +52,40 @@ struct ProcessEntry {
   std::optional<unsigned> gpu_instance = {}, compute_instance = {};
 };
 
+struct Memory {
+  Bytes total = {}, used = {};  // used includes what the driver keeps for itself
+};
+
+struct Clocks {
+  Megahertz graphics = {}, sm = {}, memory = {};
+};
+
+// What one batched call answers (nvmlDeviceGetFieldValues), with single calls only for what the batch
+// refused.
+struct Sensors {
+  Reading<Milliwatts> power_average = {};  // one second
+  Reading<Milliwatts> limit = {}, limit_default = {}, limit_min = {}, limit_max = {};
+  Reading<std::uint64_t> ecc_corrected = {}, ecc_uncorrected = {};  // volatile
+  unsigned nvlinks = 0;                                             // links the chip has and may use
+};
+
+struct Fabric {
+  std::string state = {};            // "completed", "in progress", "not started", "not supported"
+  Reading<std::string> status = {};  // once completed: "success" or the driver's words
+};
+
+// A MIG device: what a compute instance looks like to CUDA.
+struct MigDevice {
+  unsigned gpu_instance = 0, compute_instance = 0;
+  Uuid uuid = {};
+};
+
+// The price of asking, per driver function.
+struct CallCost {
+  std::string function = {};
+  std::uint64_t calls = 0, nanoseconds = 0;
+};
+
 class Nvml {
  public:
   // Opens and initialises. `library` empty: libnvidia-ml.so.1 by the loader's rules.
@@ -60,25 +95,45 @@ class Nvml {
   Nvml& operator=(const Nvml&) = delete;
 
   Result<std::string> driver_version();
-  Result<std::string> cuda_version();   // "13.0"
-  Result<std::vector<Device>> devices();            // those NVML can open, in index order
+  Result<std::string> cuda_version();     // "13.0"
+  Result<std::vector<Device>> devices();  // those NVML can open, in index order
   Result<unsigned> device_count();
   Result<Device> device(unsigned index);
-  Result<Device> device(const Uuid& uuid);          // of the whole GPU
+  Result<Device> device(const Uuid& uuid);  // of the whole GPU
 
   Result<Uuid> uuid(Device);
   Result<std::string> name(Device);
   Result<PciAddress> pci_address(Device);
-  // ... further readings of a GPU for the inventory, one method each (see nvml.cpp's table)
+  Result<std::string> serial(Device);
+  Result<std::string> vbios(Device);
+  Result<std::string> compute_capability(Device);  // "9.0"
+  Result<unsigned> minor(Device);                  // /dev/nvidiaN
+  Result<Memory> memory(Device);
+  Result<Celsius> temperature(Device);  // of the die
+  Result<Celsius> margin(Device);       // degrees left to slowdown (T.Limit); Ada, Hopper and later
+  Result<Celsius> slowdown_at(Device);
+  Result<Celsius> shutdown_at(Device);
+  Result<Clocks> clocks(Device);
+  Result<Clocks> clocks_max(Device);
+  Result<std::uint64_t> clock_event_reasons(Device);
+  Result<std::string> virtualization(Device);  // "none", "pass-through", "vgpu", "host-vgpu", "host-vsga"
+  Result<Sensors> sensors(Device);
+  Result<unsigned> nvlinks_active(Device, unsigned links);
+  Result<Fabric> fabric(Device);
+  Result<std::string> process_name(int pid);  // as the driver knows it, for pids of other namespaces
 
   // ---- MIG
-  Result<MigMode> mig_mode(Device);                 // unsupported: the chip has none
-  Result<mig::Geometry> geometry(Device);           // answers with MIG off as well
+  Result<MigMode> mig_mode(Device);        // unsupported: the chip has none
+  Result<mig::Geometry> geometry(Device);  // answers with MIG off as well
   Result<std::vector<GpuInstance>> instances(Device);
+  // Compute, graphics and MPS clients of the GPU and of all its instances, each pid and instance once.
   Result<std::vector<ProcessEntry>> processes(Device);
+  // Only compute instances appear; `expected` (how many there are) saves asking on after the last one.
+  Result<std::vector<MigDevice>> mig_devices(Device, std::size_t expected);
   Result<Activation> set_mig_mode(Device, bool on);
   Result<GpuInstance> create_instance(Device, unsigned profile_id, mig::Placement place);
-  Result<ComputeInstance> create_compute(Device, unsigned gpu_instance, unsigned compute_slices);  // 0: fills it
+  Result<ComputeInstance> create_compute(Device, unsigned gpu_instance,
+                                         unsigned compute_slices);  // 0: fills it
   Status destroy_compute(Device, unsigned gpu_instance, unsigned compute_instance);
   Status destroy_instance(Device, unsigned gpu_instance);
 
@@ -92,6 +147,7 @@ class Nvml {
 
   // How many driver calls were made, by name or in all: for benchmarks and the cost of a plan.
   std::uint64_t calls() const;
+  std::vector<CallCost> costs() const;  // functions called at least once, dearest first
 
  private:
   Nvml();
