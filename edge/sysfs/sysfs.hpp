@@ -1,0 +1,55 @@
+// The host below a root directory, as the kernel and firmware tell it: PCI functions, IOMMU groups, NUMA,
+// CPUs, memory, DMI, the command line. The root is "/" in production, a directory for the twin and for a
+// support bundle. Nothing is cached and nothing decided; every file is read bounded, and what cannot be read
+// says why.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.hpp"
+#include "base/result.hpp"
+#include "core/inventory/inventory.hpp"
+
+namespace bulkhead::sysfs {
+
+inline constexpr std::uint16_t vendor_nvidia = 0x10de;
+
+// The first lines of a PCI function: enough to decide whether to read the rest.
+struct PciHead {
+  PciAddress address = {};
+  std::uint16_t vendor = 0;
+  std::uint32_t class_code = 0;
+  bool is_display() const { return class_code >> 16U == 0x03; }      // VGA, 3D controller
+  bool is_accelerator() const { return class_code >> 16U == 0x12; }  // processing accelerator
+  bool is_nvswitch() const { return vendor == vendor_nvidia && class_code >> 8U == 0x0680; }
+};
+
+// Every PCI function, in address order. Errc::not_found when the host has no PCI bus.
+Result<std::vector<PciHead>> pci_heads(const std::filesystem::path& root);
+
+// One function, in full.
+Result<inventory::PciDevice> pci_device(const std::filesystem::path& root, const PciAddress& address);
+
+// Fills what the kernel says of the host itself: names, kernel, CPUs, NUMA, memory, command line, boot id,
+// governor and the version of a loaded NVIDIA kernel module. Adds notes for what is missing.
+void read_host(const std::filesystem::path& root, inventory::Host& host);
+
+Result<std::string> boot_id(const std::filesystem::path& root);
+
+// The CPU frequency governor, one per policy (a policy is a set of CPUs that change together).
+struct Governor {
+  std::string policy = {};  // "policy0"
+  std::string now = {};     // "performance"
+  std::vector<std::string> offered = {};
+};
+// Errc::unsupported when the kernel drives no CPU frequency (a virtual machine, most often).
+Result<std::vector<Governor>> governors(const std::filesystem::path& root);
+// Writes the governor of one policy and reads it back.
+Status set_governor(const std::filesystem::path& root, std::string_view policy, std::string_view governor);
+
+}  // namespace bulkhead::sysfs
