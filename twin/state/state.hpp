@@ -79,6 +79,8 @@ struct Chip {
   std::uint32_t clock_graphics_max, clock_graphics_min, clock_graphics_step, clock_graphics_idle;  // MHz
   std::uint32_t clock_memory[4], clock_memory_count, clock_video_max;
   std::uint32_t nvlinks, nvlink_version, fan_count;
+  std::uint32_t row_remap_banks;                // nvmlRowRemapperHistogramValues_t.max of a healthy part; 0: unknown
+  std::uint32_t memory_temperature;             // 1: field 82 answers
   std::uint32_t field_count;
   FieldAnswer fields[max_fields];
 };
