@@ -1,9 +1,11 @@
-// Looks at a host once and returns it as a value. Reading only. What cannot be read says why; only a host of which
-// nothing at all can be read is an Error.
+// Looks at a host once and returns it as a value. Reading only. What cannot be read says why; only a host of
+// which nothing at all can be read is an Error.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "base/result.hpp"
 #include "core/inventory/inventory.hpp"
@@ -13,10 +15,24 @@ namespace bulkhead::observe {
 // Where to look. The same three values everywhere: production, twin, a support bundle of another machine.
 struct Access {
   std::filesystem::path root = "/";
-  std::string nvml_library = {};          // empty: libnvidia-ml.so.1 by the loader's rules
-  std::filesystem::path state_dir = {};   // the journal: which instances are ours
+  std::string nvml_library = {};         // empty: libnvidia-ml.so.1 by the loader's rules
+  std::filesystem::path state_dir = {};  // the journal: which instances are ours
 };
 
-Result<inventory::Host> host(const Access& access);
+// What the looking cost, for those who want it kept low.
+struct Cost {
+  struct Call {
+    std::string function = {};
+    std::uint64_t calls = 0, nanoseconds = 0;
+  };
+  std::vector<Call> driver = {};     // by NVML function, dearest first
+  std::uint64_t driver_open_ns = 0;  // loading and initialising the library
+  std::uint64_t kernel_ns = 0;       // /proc and /sys
+  std::uint64_t units_ns = 0;        // systemd
+  std::uint64_t total_ns = 0;
+};
+
+// `cost`, when given, is filled.
+Result<inventory::Host> host(const Access& access, Cost* cost = nullptr);
 
 }  // namespace bulkhead::observe
