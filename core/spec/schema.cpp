@@ -1,0 +1,102 @@
+#include "core/spec/spec.hpp"
+
+namespace bulkhead::spec {
+
+namespace {
+
+Json described(Json schema, const char* words) {
+  schema["description"] = words;
+  return schema;
+}
+Json object(Json properties, Json required = Json::array()) {
+  Json out{{"type", "object"}, {"additionalProperties", false}, {"properties", std::move(properties)}};
+  if (!required.empty()) out["required"] = std::move(required);
+  return out;
+}
+Json list(Json items) { return Json{{"type", "array"}, {"items", std::move(items)}}; }
+Json pattern(const char* regex) { return Json{{"type", "string"}, {"pattern", regex}}; }
+Json whole(unsigned low, unsigned high) {
+  return Json{{"type", "integer"}, {"minimum", low}, {"maximum", high}};
+}
+Json either(Json a, Json b) { return Json{{"anyOf", Json::array({std::move(a), std::move(b)})}}; }
+Json one_or_more(const Json& item) {
+  Json many = list(item);
+  many["minItems"] = 1;
+  return either(item, many);
+}
+
+}  // namespace
+
+Json schema() {
+  const Json profile = pattern("^([Mm][Ii][Gg] )?[0-9]{1,2}[gG]\\.[0-9]{1,4}[gG][bB]([+-][A-Za-z0-9.]+)?$");
+  const Json compute = Json{{"enum", {"1c", "2c", "3c", "4c", "6c", "7c", "8c"}}};
+  const Json unit = pattern("^[A-Za-z0-9_:@\\\\][A-Za-z0-9_.:@\\\\-]*$");
+
+  Json select = object({
+      {"all", described(Json{{"const", true}}, "every GPU; stands alone")},
+      {"index",
+       described(one_or_more(either(whole(0, 63), pattern("^[0-9]+(-[0-9]+)?( *, *[0-9]+(-[0-9]+)?)*$"))),
+                 "NVML indices: 3 or \"0-3,6\"")},
+      {"uuid", described(one_or_more(pattern("^GPU-[A-Za-z0-9-]+$")), "as nvidia-smi -L prints it")},
+      {"pci", described(one_or_more(pattern("^([0-9A-Fa-f]+:)?[0-9A-Fa-f]+:[0-9A-Fa-f]+\\.[0-7]$")),
+                        "PCI address, 0000:1b:00.0")},
+      {"model", described(one_or_more(Json{{"type", "string"}, {"minLength", 1}}),
+                          "shell pattern over the model name: \"*H100*\"")},
+      {"pci_id", described(one_or_more(pattern("^[0-9A-Fa-f]{1,4}:[0-9A-Fa-f]{1,4}$")),
+                           "PCI vendor:device, \"10de:2330\"")},
+  });
+  select["minProperties"] = 1;
+
+  Json slice = object({{"profile", profile},
+                       {"at", described(whole(0, 63), "start in memory slices")},
+                       {"count", described(whole(1, 64), "this many of them; not with at")},
+                       {"compute", described(one_or_more(compute),
+                                             "compute instances; left out: one that fills the instance")}},
+                      {"profile"});
+
+  Json rule = object(
+      {{"select", described(std::move(select), "which GPUs; all given keys must match")},
+       {"mode", described(Json{{"enum", {"mig", "share", "exclusive"}}},
+                          "MIG instances, software slices, or the whole GPU")},
+       {"layout", described(list(either(profile, std::move(slice))),
+                            "the MIG instances of each selected GPU; only with mode mig")},
+       {"power_limit_w", described(Json{{"type", "number"}, {"minimum", 1}, {"maximum", 10000}}, "watts")},
+       {"clocks", object({{"lock_mhz", described(either(whole(1, 10000), Json{{"type", "array"},
+                                                                              {"items", whole(1, 10000)},
+                                                                              {"minItems", 2},
+                                                                              {"maxItems", 2}}),
+                                                 "graphics clock, or [low, high], in MHz")}},
+                         {"lock_mhz"})},
+       {"persistence", described(Json{{"type", "boolean"}}, "persistence mode")}},
+      {"select", "mode"});
+  rule["if"] = Json{{"properties", {{"mode", {{"const", "mig"}}}}}};
+  rule["then"] = Json{{"required", {"layout"}}};
+  rule["else"] = Json{{"not", {{"required", {"layout"}}}}};
+
+  Json unit_rule = object(
+      {{"name", unit}, {"enabled", {{"type", "boolean"}}}, {"active", {{"type", "boolean"}}}}, {"name"});
+  Json modprobe = object(
+      {{"name", described(pattern("^[A-Za-z0-9_-][A-Za-z0-9_.-]*\\.conf$"), "file below /etc/modprobe.d")},
+       {"lines", list(pattern("^ *(#|options|blacklist|install|alias|softdep|remove)"))}},
+      {"name", "lines"});
+  Json host = object(
+      {{"kernel_args", described(list(pattern("^[A-Za-z0-9_.,:;/+@%][A-Za-z0-9_.,:;=/+@%-]*$")),
+                                 "arguments of the kernel's command line")},
+       {"cpu_governor",
+        Json{{"enum", {"performance", "powersave", "schedutil", "ondemand", "conservative", "userspace"}}}},
+       {"fabric_manager",
+        object({{"unit", unit}, {"port", described(whole(1, 65535), "TCP port that must answer")}})},
+       {"units", list(either(unit, std::move(unit_rule)))},
+       {"modprobe", list(std::move(modprobe))}});
+
+  Json out{{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", "bulkhead node file"}};
+  out.update(object({{"apiVersion", {{"const", "bulkhead/v1"}}},
+                     {"kind", {{"const", "Node"}}},
+                     {"metadata", object({{"name", pattern("^[A-Za-z0-9_.+-]{1,128}$")}})},
+                     {"gpus", list(std::move(rule))},
+                     {"host", std::move(host)}},
+                    {"apiVersion", "kind"}));
+  return out;
+}
+
+}  // namespace bulkhead::spec

@@ -1,0 +1,600 @@
+#include "core/spec/spec.hpp"
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "base/limits.hpp"
+#include "base/text.hpp"
+#include "core/spec/tree.hpp"
+
+namespace bulkhead::spec {
+
+namespace {
+
+constexpr std::size_t slices_limit = 64;  // instances in one layout; GPUs have 7 or fewer
+constexpr std::size_t list_limit = 256;   // entries of any other list
+
+constexpr std::string_view letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+constexpr std::string_view digits = "0123456789";
+
+bool only(std::string_view text, std::string_view more) {
+  return std::all_of(text.begin(), text.end(), [&](char c) {
+    return letters.find(c) != std::string_view::npos || digits.find(c) != std::string_view::npos ||
+           more.find(c) != std::string_view::npos;
+  });
+}
+
+const std::vector<std::string_view>& governors() {  // Documentation/admin-guide/pm/cpufreq.rst
+  static const std::vector<std::string_view> names = {"performance", "powersave",    "schedutil",
+                                                      "ondemand",    "conservative", "userspace"};
+  return names;
+}
+
+std::string with_unit_suffix(std::string name) {
+  for (const auto suffix : {".service", ".socket", ".timer", ".target", ".path", ".mount"}) {
+    if (name.ends_with(suffix)) return name;
+  }
+  return name + ".service";
+}
+
+class NodeReader : public Reader {
+ public:
+  NodeFile node(const Node& root) {
+    NodeFile out;
+    if (root.kind == Node::Kind::map) {
+      for (std::size_t i = 0; i + 1 < root.items.size(); i += 2) {
+        if (root.items[i].text == "mig-configs") {
+          mistake(root.items[i], "", "this is a mig-parted configuration",
+                  "try: bulkhead import mig-parted FILE");
+          return out;
+        }
+      }
+    }
+    const auto top = fields(root, "", {"apiVersion", "kind", "metadata", "gpus", "host"});
+    constant(required(top, "apiVersion", root, ""), "apiVersion", "bulkhead/v1");
+    constant(required(top, "kind", root, ""), "kind", "Node");
+    if (const auto at = top.find("metadata"); at != top.end()) {
+      const auto meta = fields(*at->second, "metadata", {"name"});
+      if (const auto name = meta.find("name"); name != meta.end()) {
+        if (const auto word = text(*name->second, "metadata.name", 128)) {
+          if (only(*word, "-_.+")) {
+            out.name = *word;
+          } else {
+            mistake(*name->second, "metadata.name",
+                    fmt::format("{} has other characters than letters, digits, - _ . +", in_quotes(*word)));
+          }
+        }
+      }
+    }
+    if (const auto at = top.find("gpus"); at != top.end()) {
+      const auto& rules = items(*at->second, "gpus", list_limit);
+      for (std::size_t i = 0; i < rules.size(); ++i) out.gpus.push_back(rule(rules[i], at_item("gpus", i)));
+    }
+    if (const auto at = top.find("host"); at != top.end()) out.host = host(*at->second);
+    return out;
+  }
+
+ private:
+  void constant(const Node* node, const std::string& path, std::string_view expected) {
+    if (node == nullptr || (node->kind == Node::Kind::scalar && node->text == expected)) return;
+    mistake(*node, path,
+            node->kind == Node::Kind::scalar ? fmt::format("{} is not known", in_quotes(node->text))
+                                             : "must be a word",
+            fmt::format("write {}: {}", path, expected));
+  }
+
+  GpuRule rule(const Node& node, const std::string& path) {
+    GpuRule out;
+    out.line = node.line;
+    const auto keys =
+        fields(node, path, {"select", "mode", "layout", "power_limit_w", "clocks", "persistence"});
+    if (const Node* at = required(keys, "select", node, path))
+      out.select = select(*at, at_key(path, "select"));
+    const Node* mode_at = required(keys, "mode", node, path);
+    const auto chosen = mode_at != nullptr ? mode(*mode_at, at_key(path, "mode")) : std::nullopt;
+    const bool known = chosen.has_value();
+    out.mode = chosen.value_or(Mode::exclusive);
+    const auto layout_at = keys.find("layout");
+    if (layout_at != keys.end()) {
+      out.layout = layout(*layout_at->second, at_key(path, "layout"));
+      if (known && out.mode != Mode::mig) {
+        mistake(*layout_at->second, at_key(path, "layout"),
+                fmt::format("a layout is for mode mig, this is mode {}", name_of(out.mode)),
+                "write mode: mig or remove the layout");
+      }
+    } else if (known && out.mode == Mode::mig) {
+      mistake(node, path, "mode mig needs a layout", "write layout: [1g.10gb, ...], or [] for none");
+    }
+    if (const auto at = keys.find("power_limit_w"); at != keys.end())
+      out.power_limit = power(*at->second, at_key(path, "power_limit_w"));
+    if (const auto at = keys.find("clocks"); at != keys.end())
+      out.clocks = clocks(*at->second, at_key(path, "clocks"));
+    if (const auto at = keys.find("persistence"); at != keys.end())
+      out.persistence = boolean(*at->second, at_key(path, "persistence"));
+    return out;
+  }
+
+  std::optional<Mode> mode(const Node& node, const std::string& path) {
+    const auto word = text(node, path);
+    if (!word) return std::nullopt;
+    for (const auto m : {Mode::mig, Mode::share, Mode::exclusive}) {
+      if (*word == name_of(m)) return m;
+    }
+    std::string suggestion = meant(*word, {"mig", "share", "exclusive"});
+    if (suggestion.empty()) suggestion = "modes are mig, share and exclusive";
+    mistake(node, path, fmt::format("{} is not a mode", in_quotes(*word)), suggestion);
+    return std::nullopt;
+  }
+
+  Select select(const Node& node, const std::string& path) {
+    Select out;
+    const auto keys = fields(node, path, {"all", "index", "uuid", "pci", "model", "pci_id"});
+    if (node.kind == Node::Kind::scalar && node.text == "all")
+      mistakes.back().suggestion = "write select: {all: true}";
+    if (node.kind == Node::Kind::map && node.items.empty()) {
+      mistake(node, path, "names no GPU", "write {all: true} or one of index, uuid, pci, model, pci_id");
+    }
+    if (const auto at = keys.find("all"); at != keys.end()) {
+      const auto all = boolean(*at->second, at_key(path, "all"));
+      out.all = all.value_or(false);
+      if (all == false) mistake(*at->second, at_key(path, "all"), "false selects nothing", "remove the key");
+      if (out.all && keys.size() > 1)
+        mistake(node, path, "all stands beside other keys", "keep all: true or the others");
+    }
+    if (const auto at = keys.find("index"); at != keys.end()) {
+      const std::string where = at_key(path, "index");
+      for (const Node* item : one_or_more(*at->second, where, list_limit)) {
+        const auto ranges =
+            item->kind == Node::Kind::scalar ? parse_ranges(item->text, limits::gpus) : std::nullopt;
+        if (!ranges || ranges->empty() || ranges->back() >= limits::gpus) {
+          mistake(*item, where,
+                  fmt::format("{} is not a GPU index or range below {}", in_quotes(item->text), limits::gpus),
+                  "write 3 or \"0-3,6\"");
+          continue;
+        }
+        out.index.insert(out.index.end(), ranges->begin(), ranges->end());
+      }
+      std::sort(out.index.begin(), out.index.end());
+      out.index.erase(std::unique(out.index.begin(), out.index.end()), out.index.end());
+    }
+    each(keys, "uuid", path, [&](const Node& item, const std::string& where) {
+      const auto word = text(item, where, 96);
+      if (!word) return;
+      if (!word->starts_with("GPU-") || !only(*word, "-")) {
+        mistake(item, where, fmt::format("{} is not a GPU's UUID", in_quotes(*word)),
+                word->starts_with("MIG-") ? "that is a MIG device; write its GPU's UUID"
+                                          : "it starts with GPU-, as nvidia-smi -L prints it");
+        return;
+      }
+      out.uuid.push_back({*word});
+    });
+    each(keys, "pci", path, [&](const Node& item, const std::string& where) {
+      const auto address = PciAddress::parse(item.text);
+      if (item.kind != Node::Kind::scalar || !address.ok()) {
+        mistake(item, where, fmt::format("{} is not a PCI address", in_quotes(item.text)),
+                "write it like 0000:1b:00.0");
+        return;
+      }
+      out.pci.push_back(address.value());
+    });
+    each(keys, "model", path, [&](const Node& item, const std::string& where) {
+      if (auto word = text(item, where, 128)) out.model.push_back(*std::move(word));
+    });
+    each(keys, "pci_id", path, [&](const Node& item, const std::string& where) {
+      const auto parts = split(item.text, ':');
+      const auto vendor = parse_u64(parts.front(), 16), device = parse_u64(parts.back(), 16);
+      if (item.kind != Node::Kind::scalar || parts.size() != 2 || !vendor || !device || *vendor > 0xffff ||
+          *device > 0xffff) {
+        mistake(item, where, fmt::format("{} is not a PCI id", in_quotes(item.text)),
+                "write vendor:device in hexadecimal, like \"10de:2330\"");
+        return;
+      }
+      out.pci_id.push_back({static_cast<std::uint16_t>(*vendor), static_cast<std::uint16_t>(*device)});
+    });
+    return out;
+  }
+
+  template <class Read>
+  void each(const Fields& keys, std::string_view key, const std::string& path, const Read& read) {
+    const auto at = keys.find(key);
+    if (at == keys.end()) return;
+    const std::string where = at_key(path, key);
+    for (const Node* item : one_or_more(*at->second, where, list_limit)) read(*item, where);
+  }
+
+  std::vector<Slice> layout(const Node& node, const std::string& path) {
+    std::vector<Slice> out;
+    const auto& list = items(node, path, slices_limit);
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      const Node& item = list[i];
+      const std::string where = at_item(path, i);
+      Slice slice;
+      slice.line = item.line;
+      slice.column = item.column;
+      unsigned count = 1;
+      if (item.kind == Node::Kind::map) {
+        const auto keys = fields(item, where, {"profile", "at", "count", "compute"});
+        const Node* name = required(keys, "profile", item, where);
+        if (name == nullptr || !profile(*name, at_key(where, "profile"), slice)) continue;
+        if (const auto at = keys.find("at"); at != keys.end())
+          slice.at = number(*at->second, at_key(where, "at"), 0, 63);
+        if (const auto at = keys.find("count"); at != keys.end())
+          count = number(*at->second, at_key(where, "count"), 1, slices_limit).value_or(1);
+        if (slice.at && count > 1)
+          mistake(item, where, "at and count together: only one instance can start there",
+                  "write one entry for each start");
+        if (const auto at = keys.find("compute"); at != keys.end())
+          compute(*at->second, at_key(where, "compute"), slice);
+      } else if (!profile(item, where, slice)) {
+        continue;
+      }
+      if (out.size() + count > slices_limit) {
+        mistake(item, where, fmt::format("the layout has more than {} instances", slices_limit));
+        return out;
+      }
+      out.insert(out.end(), count, slice);
+    }
+    return out;
+  }
+
+  bool profile(const Node& node, const std::string& path, Slice& slice) {
+    const auto word = text(node, path, 64);
+    if (!word) return false;
+    if (!is_profile_name(*word)) {
+      const auto dot = word->find("c.");
+      const bool compute =
+          dot != std::string::npos && dot > 0 && is_profile_name(std::string_view(*word).substr(dot + 2));
+      mistake(node, path, fmt::format("{} is not a MIG profile name", in_quotes(*word)),
+              compute ? fmt::format("write {{profile: {}, compute: [{}c]}}", word->substr(dot + 2),
+                                    word->substr(0, dot))
+                      : "write it like 3g.40gb or 1g.10gb+me");
+      return false;
+    }
+    slice.profile = lower(trim(*word));
+    if (slice.profile.starts_with("mig ")) slice.profile.erase(0, 4);
+    return true;
+  }
+
+  void compute(const Node& node, const std::string& path, Slice& slice) {
+    for (const Node* item : one_or_more(node, path, 16)) {
+      const auto word = text(*item, path, 16);
+      if (!word) continue;
+      static const std::vector<std::string_view> names = {"1c", "2c", "3c", "4c", "6c", "7c", "8c"};
+      if (std::find(names.begin(), names.end(), *word) == names.end()) {
+        mistake(*item, path, fmt::format("{} is not a compute instance", in_quotes(*word)),
+                "write 1c, 2c, 3c, 4c, 6c, 7c or 8c");
+        continue;
+      }
+      slice.compute.push_back(*word);
+    }
+  }
+
+  // Watts, with at most three decimals: NVML counts milliwatts.
+  std::optional<Milliwatts> power(const Node& node, const std::string& path) {
+    const auto parts = split(node.text, '.');
+    const auto whole = parse_u64(parts.front());
+    std::string fraction = parts.size() == 2 ? std::string(parts[1]) : "0";
+    const bool good = node.kind == Node::Kind::scalar && whole && parts.size() <= 2 && !fraction.empty() &&
+                      fraction.size() <= 3 && fraction.find_first_not_of(digits) == std::string::npos;
+    if (!good) {
+      const auto end = node.text.find_first_not_of(digits);
+      mistake(node, path,
+              node.kind == Node::Kind::scalar
+                  ? fmt::format("{} is not a number of watts", in_quotes(node.text))
+                  : "must be a number of watts",
+              end != std::string::npos && end > 0 && end < 8
+                  ? fmt::format("write {}: the key names the unit", node.text.substr(0, end))
+                  : "");
+      return std::nullopt;
+    }
+    fraction.append(3 - fraction.size(), '0');
+    const std::uint64_t milliwatts = std::min<std::uint64_t>(*whole, 1000000) * 1000 + *parse_u64(fraction);
+    if (milliwatts < 1000 || milliwatts > 10000000) {
+      mistake(node, path, fmt::format("{} W is out of range 1 to 10000", printable(node.text, 40)));
+      return std::nullopt;
+    }
+    return Milliwatts(milliwatts);
+  }
+
+  std::optional<ClockLock> clocks(const Node& node, const std::string& path) {
+    const auto keys = fields(node, path, {"lock_mhz"});
+    const Node* at = required(keys, "lock_mhz", node, path);
+    if (at == nullptr) return std::nullopt;
+    const std::string where = at_key(path, "lock_mhz");
+    if (at->kind == Node::Kind::scalar) {
+      const auto both = number(*at, where, 1, 10000);
+      return both ? std::optional(ClockLock{Megahertz(*both), Megahertz(*both)}) : std::nullopt;
+    }
+    if (at->kind != Node::Kind::sequence || at->items.size() != 2) {
+      mistake(*at, where, "must be a clock or [low, high]", "write lock_mhz: [1200, 1500]");
+      return std::nullopt;
+    }
+    const auto low = number(at->items[0], at_item(where, 0), 1, 10000);
+    const auto high = number(at->items[1], at_item(where, 1), 1, 10000);
+    if (!low || !high) return std::nullopt;
+    if (*low > *high) {
+      mistake(*at, where, fmt::format("low {} is above high {}", *low, *high),
+              fmt::format("write [{}, {}]", *high, *low));
+      return std::nullopt;
+    }
+    return ClockLock{Megahertz(*low), Megahertz(*high)};
+  }
+
+  HostRule host(const Node& node) {
+    HostRule out;
+    const auto keys =
+        fields(node, "host", {"kernel_args", "cpu_governor", "fabric_manager", "units", "modprobe"});
+    if (const auto at = keys.find("kernel_args"); at != keys.end()) {
+      const auto& list = items(*at->second, "host.kernel_args", 64);
+      for (std::size_t i = 0; i < list.size(); ++i) {
+        const std::string where = at_item("host.kernel_args", i);
+        const auto word = text(list[i], where);
+        if (!word) continue;
+        // The words end up in a file that a shell reads, as root.
+        if (!only(*word, "-_.,:;=/+@%") || word->starts_with("-") || word->starts_with("=")) {
+          mistake(list[i], where, fmt::format("{} is not one kernel argument", in_quotes(*word)),
+                  word->find(' ') != std::string::npos
+                      ? "write one list item for each argument"
+                      : "letters, digits and - _ . , : ; = / + @ % are allowed");
+        } else if (std::find(out.kernel_args.begin(), out.kernel_args.end(), *word) !=
+                   out.kernel_args.end()) {
+          mistake(list[i], where, fmt::format("{} is given twice", in_quotes(*word)), "remove one");
+        } else {
+          out.kernel_args.push_back(*word);
+        }
+      }
+    }
+    if (const auto at = keys.find("cpu_governor"); at != keys.end()) {
+      if (const auto word = text(*at->second, "host.cpu_governor")) {
+        if (std::find(governors().begin(), governors().end(), *word) == governors().end()) {
+          std::string suggestion = meant(*word, governors());
+          if (suggestion.empty()) suggestion = fmt::format("one of {}", fmt::join(governors(), ", "));
+          mistake(*at->second, "host.cpu_governor",
+                  fmt::format("{} is not a cpufreq governor", in_quotes(*word)), suggestion);
+        } else {
+          out.cpu_governor = *word;
+        }
+      }
+    }
+    std::set<std::string> names;
+    if (const auto at = keys.find("fabric_manager"); at != keys.end()) {
+      FabricManager manager;
+      const auto inner = fields(*at->second, "host.fabric_manager", {"unit", "port"});
+      if (const auto unit = inner.find("unit"); unit != inner.end()) {
+        manager.unit = unit_name(*unit->second, "host.fabric_manager.unit").value_or(manager.unit);
+      }
+      if (const auto port = inner.find("port"); port != inner.end())
+        manager.port = number(*port->second, "host.fabric_manager.port", 1, 65535);
+      names.insert(manager.unit);
+      out.fabric_manager = manager;
+    }
+    if (const auto at = keys.find("units"); at != keys.end()) {
+      const auto& list = items(*at->second, "host.units", list_limit);
+      for (std::size_t i = 0; i < list.size(); ++i) {
+        const std::string where = at_item("host.units", i);
+        Unit unit;
+        std::optional<std::string> name;
+        if (list[i].kind == Node::Kind::scalar) {
+          name = unit_name(list[i], where);
+        } else {
+          const auto inner = fields(list[i], where, {"name", "enabled", "active"});
+          if (const Node* word = required(inner, "name", list[i], where))
+            name = unit_name(*word, at_key(where, "name"));
+          if (const auto key = inner.find("enabled"); key != inner.end())
+            unit.enabled = boolean(*key->second, at_key(where, "enabled")).value_or(true);
+          if (const auto key = inner.find("active"); key != inner.end())
+            unit.active = boolean(*key->second, at_key(where, "active")).value_or(true);
+        }
+        if (!name) continue;
+        unit.name = *name;
+        if (!names.insert(unit.name).second) {
+          mistake(list[i], where, fmt::format("unit {} is named twice", in_quotes(unit.name)), "remove one");
+          continue;
+        }
+        out.units.push_back(unit);
+      }
+    }
+    if (const auto at = keys.find("modprobe"); at != keys.end()) {
+      const auto& list = items(*at->second, "host.modprobe", list_limit);
+      for (std::size_t i = 0; i < list.size(); ++i) {
+        if (auto file = modprobe(list[i], at_item("host.modprobe", i))) {
+          if (!names.insert("modprobe/" + file->name).second) {
+            mistake(list[i], at_item("host.modprobe", i),
+                    fmt::format("file {} is named twice", in_quotes(file->name)), "put its lines together");
+            continue;
+          }
+          out.modprobe.push_back(*std::move(file));
+        }
+      }
+    }
+    return out;
+  }
+
+  std::optional<std::string> unit_name(const Node& node, const std::string& path) {
+    const auto word = text(node, path, 200);
+    if (!word) return std::nullopt;
+    if (!only(*word, "-_.:@\\") || word->starts_with(".") || word->starts_with("-")) {
+      mistake(node, path, fmt::format("{} is not a systemd unit name", in_quotes(*word)));
+      return std::nullopt;
+    }
+    return with_unit_suffix(*word);
+  }
+
+  std::optional<ModprobeFile> modprobe(const Node& node, const std::string& path) {
+    ModprobeFile out;
+    const auto keys = fields(node, path, {"name", "lines"});
+    const Node* name = required(keys, "name", node, path);
+    const Node* lines = required(keys, "lines", node, path);
+    bool good = name != nullptr && lines != nullptr;
+    if (name != nullptr) {
+      const std::string where = at_key(path, "name");
+      const auto word = text(*name, where, 100);
+      if (!word) {
+        good = false;
+      } else if (!only(*word, "-_.") || word->starts_with(".") || !word->ends_with(".conf")) {
+        mistake(*name, where, fmt::format("{} is not a file name below /etc/modprobe.d", in_quotes(*word)),
+                "write a name that ends in .conf, without a path");
+        good = false;
+      } else {
+        out.name = *word;
+      }
+    }
+    if (lines != nullptr) {
+      const std::string where = at_key(path, "lines");
+      const auto& list = items(*lines, where, list_limit);
+      for (std::size_t i = 0; i < list.size(); ++i) {
+        const auto line = text(list[i], at_item(where, i), 1024);
+        if (!line) {
+          good = false;
+          continue;
+        }
+        // modprobe.d(5)
+        static const std::vector<std::string_view> commands = {"options", "blacklist", "install",
+                                                               "alias",   "softdep",   "remove"};
+        const auto first = split(trim(*line), ' ').front();
+        if (line->find_first_of("\r\n") != std::string::npos) {
+          mistake(list[i], at_item(where, i), "holds a line break", "write one list item for each line");
+          good = false;
+        } else if (!first.starts_with('#') &&
+                   std::find(commands.begin(), commands.end(), first) == commands.end()) {
+          std::string suggestion = meant(first, commands);
+          if (suggestion.empty())
+            suggestion = "a line starts with options, blacklist, install, alias, softdep, remove or #";
+          mistake(list[i], at_item(where, i), fmt::format("{} is not a modprobe.d command", in_quotes(first)),
+                  suggestion);
+          good = false;
+        } else {
+          out.lines.push_back(*line);
+        }
+      }
+    }
+    return good ? std::optional(out) : std::nullopt;
+  }
+};
+
+// A YAML double-quoted scalar: JSON's quoting is a subset of it.
+std::string yaml_text(std::string_view text) {
+  return Json(std::string(text)).dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+
+template <class Items, class Show>
+std::string flow(const Items& list, const Show& show) {
+  std::vector<std::string> words;
+  for (const auto& item : list) words.push_back(show(item));
+  return fmt::format("[{}]", join(words, ", "));
+}
+
+std::string watts_text(Milliwatts power) {
+  if (power.count % 1000 == 0) return fmt::format("{}", power.count / 1000);
+  std::string text = fmt::format("{}.{:03}", power.count / 1000, power.count % 1000);
+  while (text.ends_with('0')) text.pop_back();
+  return text;
+}
+
+std::string select_text(const Select& select) {
+  std::vector<std::string> keys;
+  if (select.all) keys.emplace_back("all: true");
+  if (!select.index.empty()) keys.push_back(fmt::format("index: \"{}\"", format_ranges(select.index)));
+  if (!select.uuid.empty())
+    keys.push_back("uuid: " + flow(select.uuid, [](const Uuid& u) { return yaml_text(u.text); }));
+  if (!select.pci.empty())
+    keys.push_back("pci: " + flow(select.pci, [](const PciAddress& p) { return yaml_text(p.str()); }));
+  if (!select.model.empty())
+    keys.push_back("model: " + flow(select.model, [](const std::string& m) { return yaml_text(m); }));
+  if (!select.pci_id.empty()) {
+    keys.push_back("pci_id: " + flow(select.pci_id, [](const PciId& p) {
+                     return fmt::format("\"{:04x}:{:04x}\"", p.vendor, p.device);
+                   }));
+  }
+  return fmt::format("{{{}}}", join(keys, ", "));
+}
+
+std::string slice_text(const Slice& slice) {
+  if (!slice.at && slice.compute.empty()) return slice.profile;
+  std::string text = "{profile: " + slice.profile;
+  if (slice.at) text += fmt::format(", at: {}", *slice.at);
+  if (!slice.compute.empty()) text += fmt::format(", compute: [{}]", join(slice.compute, ", "));
+  return text + "}";
+}
+
+}  // namespace
+
+std::string_view name_of(Mode mode) {
+  switch (mode) {
+    case Mode::mig:
+      return "mig";
+    case Mode::share:
+      return "share";
+    case Mode::exclusive:
+      return "exclusive";
+  }
+  return "exclusive";
+}
+
+Parsed parse(std::string_view yaml) {
+  auto tree = parse_tree(yaml);
+  if (auto* mistakes = std::get_if<std::vector<Mistake>>(&tree)) return std::move(*mistakes);
+  NodeReader reader;
+  NodeFile node = reader.node(std::get<Node>(tree));
+  if (reader.mistakes.empty()) return node;
+  std::stable_sort(reader.mistakes.begin(), reader.mistakes.end(), [](const Mistake& a, const Mistake& b) {
+    return a.line != b.line ? a.line < b.line : a.column < b.column;
+  });
+  return std::move(reader.mistakes);
+}
+
+std::string render(const std::vector<Mistake>& mistakes, std::string_view file_name) {
+  std::string out;
+  for (const auto& mistake : mistakes) {
+    out += printable(file_name, 4096);
+    if (mistake.line > 0) out += fmt::format(":{}:{}", mistake.line, mistake.column);
+    out += ": ";
+    if (!mistake.path.empty()) out += mistake.path + ": ";
+    out += mistake.what;
+    if (!mistake.suggestion.empty()) out += "; " + mistake.suggestion;
+    out += '\n';
+  }
+  return out;
+}
+
+std::string to_yaml(const NodeFile& node) {
+  std::string out = "apiVersion: bulkhead/v1\nkind: Node\n";
+  if (!node.name.empty()) out += fmt::format("metadata:\n  name: {}\n", yaml_text(node.name));
+  if (!node.gpus.empty()) out += "gpus:\n";
+  for (const auto& rule : node.gpus) {
+    out += fmt::format("  - select: {}\n    mode: {}\n", select_text(rule.select), name_of(rule.mode));
+    if (rule.mode == Mode::mig) out += fmt::format("    layout: {}\n", flow(rule.layout, slice_text));
+    if (rule.power_limit) out += fmt::format("    power_limit_w: {}\n", watts_text(*rule.power_limit));
+    if (rule.clocks)
+      out += fmt::format("    clocks: {{lock_mhz: [{}, {}]}}\n", rule.clocks->low.count,
+                         rule.clocks->high.count);
+    if (rule.persistence) out += fmt::format("    persistence: {}\n", *rule.persistence);
+  }
+  std::string host;
+  if (!node.host.kernel_args.empty())
+    host += fmt::format("  kernel_args: {}\n",
+                        flow(node.host.kernel_args, [](const std::string& a) { return yaml_text(a); }));
+  if (node.host.cpu_governor) host += fmt::format("  cpu_governor: {}\n", *node.host.cpu_governor);
+  if (const auto& manager = node.host.fabric_manager) {
+    host += fmt::format("  fabric_manager: {{unit: {}", yaml_text(manager->unit));
+    if (manager->port) host += fmt::format(", port: {}", *manager->port);
+    host += "}\n";
+  }
+  if (!node.host.units.empty()) host += "  units:\n";
+  for (const auto& unit : node.host.units) {
+    host += fmt::format("    - {{name: {}, enabled: {}, active: {}}}\n", yaml_text(unit.name), unit.enabled,
+                        unit.active);
+  }
+  if (!node.host.modprobe.empty()) host += "  modprobe:\n";
+  for (const auto& file : node.host.modprobe) {
+    host += fmt::format("    - name: {}\n      lines: {}\n", yaml_text(file.name),
+                        flow(file.lines, [](const std::string& l) { return yaml_text(l); }));
+  }
+  if (!host.empty()) out += "host:\n" + host;
+  return out;
+}
+
+}  // namespace bulkhead::spec
