@@ -309,7 +309,7 @@ void read_units(const std::filesystem::path& root, Host& host) {
   // Nothing listens: a container or a host without systemd. Nothing to say until a node file asks for a unit.
   auto bus = systemd::Systemd::connect(root);
   if (!bus.ok()) {
-    host.notes.push_back("systemd: " + bus.error().message());
+    host.notes.push_back(bus.error().message());
     return;
   }
   for (const char* name : units_looked_after) {
@@ -317,7 +317,7 @@ void read_units(const std::filesystem::path& root, Host& host) {
     if (unit.ok()) {
       host.units.push_back(std::move(unit).value());
     } else {
-      host.notes.push_back(fmt::format("systemd: {}", unit.error().message()));
+      host.notes.push_back(unit.error().message());
     }
   }
 }
