@@ -234,7 +234,8 @@ TEST_F(StoreTest, AKilledCreationLeavesNothingInTheWay) {
   ::waitpid(child, nullptr, 0);
   ASSERT_TRUE(write_file_atomic(dir / fmt::format("journal.db.{}.new", child), "half").ok());
   ASSERT_NE(open(), nullptr);
-  for (const auto& entry : list_directory(dir).value())
+  const auto left = list_directory(dir).value();
+  for (const auto& entry : left)
     EXPECT_EQ(entry.find(".new"), std::string::npos) << entry;
 }
 
