@@ -44,7 +44,7 @@ const Reading<Node>& Evidence::node(const std::string& path) const {
 std::vector<std::pair<std::string, std::string>> Evidence::matching(std::string_view pattern) const {
   std::vector<std::pair<std::string, std::string>> found;
   for (const auto& [path, reading] : texts) {
-    if (reading && matches(pattern, path)) found.emplace_back(path, *reading);
+    if (reading && path_matches(pattern, path)) found.emplace_back(path, *reading);
   }
   return found;
 }

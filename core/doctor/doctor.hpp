@@ -37,6 +37,9 @@ struct Look {
   std::string_view path = {};
 };
 
+// Whether a path is one that such a pattern names.
+bool path_matches(std::string_view pattern, std::string_view path);
+
 struct Node {
   unsigned mode = 0;  // permission bits
   unsigned uid = 0, gid = 0;

@@ -39,9 +39,9 @@ Judgement loaded(const Evidence& e) {
                     std::vector<std::string>{sudo(e, "modprobe nvidia"),
                                              sudo(e, "dmesg") + " | grep -E 'NVRM|nvidia' | tail -20"});
   }
-  if (!e.host.driver_version) {
+  if (!e.host.cuda_version) {
     return fail("the kernel driver is loaded and its library does not answer",
-                {quote(e, version_file), {"NVML", e.host.driver_version.why}},
+                {quote(e, version_file), {"NVML", e.host.cuda_version.why}},
                 {"nvidia-smi", sudo(e, "dmesg") + " | grep NVRM | tail -20"});
   }
   if (e.host.gpus.empty())

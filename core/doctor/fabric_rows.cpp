@@ -163,7 +163,7 @@ Judgement state(const Evidence& e) {
   std::size_t known = 0;
   for (const auto& gpu : e.host.gpus) {
     const auto& fabric = gpu.nvlink.fabric_state;
-    if (!fabric) continue;
+    if (!fabric || *fabric == "not supported") continue;
     ++known;
     const std::string status = gpu.nvlink.fabric_status.value_or("");
     const bool good = lower(*fabric) == "completed" && (status.empty() || lower(status) == "success");

@@ -96,7 +96,7 @@ bool has_word(std::string_view text, std::string_view word) {
   return false;
 }
 
-bool matches(std::string_view pattern, std::string_view path) {
+bool path_matches(std::string_view pattern, std::string_view path) {
   // Greedy with one backtrack point: '*' swallows anything but '/'.
   std::size_t p = 0, s = 0, star = std::string_view::npos, resume = 0;
   while (s < path.size()) {

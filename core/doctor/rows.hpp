@@ -40,7 +40,6 @@ std::optional<std::string> line_with(std::string_view text, std::string_view nee
 // The value of "key : value" or "key=value" in a line-oriented text; the last one wins.
 std::optional<std::string> value_of(std::string_view text, std::string_view key, char separator);
 bool has_word(std::string_view text, std::string_view word);  // among words separated by white space
-bool matches(std::string_view pattern, std::string_view path);
 
 struct Version {
   std::vector<unsigned> parts = {};
