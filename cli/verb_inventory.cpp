@@ -388,8 +388,12 @@ std::string cost_table(const Context& context, const observe::Cost& cost) {
 
 int run(const Context& context, const Options& options) {
   observe::Cost cost;
-  auto host = observe::host(
-      {.root = context.root, .nvml_library = context.nvml_library, .state_dir = context.state_dir}, &cost);
+  const bool page = !options.json && options.gpu < 0;
+  auto host = observe::host({.root = context.root,
+                             .nvml_library = context.nvml_library,
+                             .state_dir = context.state_dir,
+                             .detail = page ? observe::Detail::brief : observe::Detail::full},
+                            &cost);
   if (!host.ok()) return fail(context, std::move(host).error().in("inventory"));
   const auto chosen = std::find_if(host->gpus.begin(), host->gpus.end(), [&](const Gpu& gpu) {
     return gpu.index == static_cast<unsigned>(options.gpu);

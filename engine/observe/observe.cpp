@@ -89,7 +89,7 @@ void read_processes(Nvml& driver, Device device, Names& names, Gpu& gpu, std::ve
   }
 }
 
-void read_mig(Nvml& driver, Device device, Gpu& gpu, std::vector<std::string>& notes) {
+void read_mig(Nvml& driver, Device device, Detail detail, Gpu& gpu, std::vector<std::string>& notes) {
   const auto mode = driver.mig_mode(device);
   if (!mode.ok()) {
     gpu.mig_why = mode.error().message();
@@ -98,6 +98,7 @@ void read_mig(Nvml& driver, Device device, Gpu& gpu, std::vector<std::string>& n
   gpu.mig_capable = true;
   gpu.mig_now = mode->now;
   gpu.mig_pending = mode->pending;
+  if (detail == Detail::brief && !mode->now && !mode->pending) return;
   auto geometry = driver.geometry(device);
   if (!geometry.ok()) {
     gpu.mig_why = geometry.error().message();
@@ -144,7 +145,26 @@ void read_mig(Nvml& driver, Device device, Gpu& gpu, std::vector<std::string>& n
   }
 }
 
-void read_gpu(Nvml& driver, Device device, Names& names, Gpu& gpu, std::vector<std::string>& notes) {
+// The dear readings: a round trip to the GPU's own processor each.
+void read_slow(Nvml& driver, Device device, Gpu& gpu) {
+  gpu.vbios = driver.vbios(device);
+  gpu.slowdown_at = driver.slowdown_at(device);
+  gpu.shutdown_at = driver.shutdown_at(device);
+  gpu.clocks = converted<inventory::Clocks>(driver.clocks(device), clocks_of);
+  gpu.clocks_max = converted<inventory::Clocks>(driver.clocks_max(device), clocks_of);
+  gpu.clock_event_reasons = driver.clock_event_reasons(device);
+}
+
+void skip_slow(Gpu& gpu) {
+  const std::string why = "not asked";
+  gpu.vbios = Reading<std::string>::missing(why);
+  gpu.slowdown_at = gpu.shutdown_at = Reading<Celsius>::missing(why);
+  gpu.clocks = gpu.clocks_max = Reading<inventory::Clocks>::missing(why);
+  gpu.clock_event_reasons = Reading<std::uint64_t>::missing(why);
+}
+
+void read_gpu(Nvml& driver, Device device, Detail detail, Names& names, Gpu& gpu,
+              std::vector<std::string>& notes) {
   const auto memory = driver.memory(device);
   if (memory.ok()) {
     gpu.memory = memory->total;
@@ -154,16 +174,15 @@ void read_gpu(Nvml& driver, Device device, Names& names, Gpu& gpu, std::vector<s
   }
   gpu.serial = driver.serial(device);
   gpu.minor = driver.minor(device);
-  gpu.vbios = driver.vbios(device);
   gpu.compute_capability = driver.compute_capability(device);
   gpu.persistence = driver.persistence(device);
   gpu.temperature = driver.temperature(device);
   gpu.margin = driver.margin(device);
-  gpu.slowdown_at = driver.slowdown_at(device);
-  gpu.shutdown_at = driver.shutdown_at(device);
-  gpu.clocks = converted<inventory::Clocks>(driver.clocks(device), clocks_of);
-  gpu.clocks_max = converted<inventory::Clocks>(driver.clocks_max(device), clocks_of);
-  gpu.clock_event_reasons = driver.clock_event_reasons(device);
+  if (detail == Detail::full) {
+    read_slow(driver, device, gpu);
+  } else {
+    skip_slow(gpu);
+  }
   gpu.virtualization = driver.virtualization(device);
   if (const auto sensors = driver.sensors(device); sensors.ok()) {
     gpu.power = {sensors->power_average, sensors->limit, sensors->limit_default, sensors->limit_min,
@@ -198,7 +217,7 @@ void read_gpu(Nvml& driver, Device device, Names& names, Gpu& gpu, std::vector<s
   } else {
     gpu.nvlink.fabric_state = gpu.nvlink.fabric_status = Reading<std::string>::missing("no NVLink in use");
   }
-  read_mig(driver, device, gpu, notes);
+  read_mig(driver, device, detail, gpu, notes);
   read_processes(driver, device, names, gpu, notes);
   gpu.pool = gpu.mig_now ? inventory::Pool::mig : inventory::Pool::exclusive;
 }
@@ -273,7 +292,7 @@ void read_driver(const Access& access, Nvml& driver, Host& host, std::vector<inv
       host.notes.push_back(
           fmt::format("GPU {}: {} is not on the PCI bus that the kernel shows", index, address->str()));
     }
-    read_gpu(driver, *device, names, gpu, host.notes);
+    read_gpu(driver, *device, access.detail, names, gpu, host.notes);
     host.gpus.push_back(std::move(gpu));
   }
 }

@@ -12,11 +12,19 @@
 
 namespace bulkhead::observe {
 
+// How much to ask the driver. On an H100 each of clocks, thresholds and MIG profiles costs it milliseconds.
+enum class Detail {
+  full,   // all that inventory::Host has
+  brief,  // what a page of the host shows; the rest says "not asked". MIG geometry only where MIG is on or
+          // pending
+};
+
 // Where to look. The same three values everywhere: production, twin, a support bundle of another machine.
 struct Access {
   std::filesystem::path root = "/";
   std::string nvml_library = {};         // empty: libnvidia-ml.so.1 by the loader's rules
   std::filesystem::path state_dir = {};  // the journal: which instances are ours
+  Detail detail = Detail::full;
 };
 
 // What the looking cost, for those who want it kept low.
