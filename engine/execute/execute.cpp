@@ -1,0 +1,726 @@
+#include "engine/execute/execute.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/clock.hpp"
+#include "base/fd.hpp"
+#include "base/text.hpp"
+#include "edge/store/store.hpp"
+#include "edge/systemd/systemd.hpp"
+#include "engine/execute/worker.hpp"
+
+namespace bulkhead::execute {
+
+namespace fs = std::filesystem;
+using store::StepState;
+
+namespace {
+
+unsigned deadline_of(const plan::Action& action, const Options& options) {
+  if (options.step_deadline_ms) return *options.step_deadline_ms;
+  if (std::holds_alternative<plan::SetFile>(action)) return 300'000;     // update-grub asks every disk
+  if (std::holds_alternative<plan::SetUnit>(action)) return 120'000;     // systemd's 90 s and the probe
+  if (std::holds_alternative<plan::SetMigMode>(action)) return 120'000;  // may reset the GPU
+  return 60'000;
+}
+
+std::string sentence(const plan::Action& action, const inventory::Host* host) {
+  return plan::describe(action, host);
+}
+
+// A file of the host as it is, for the plan; what cannot be read must not be written over.
+Result<std::optional<std::string>> file_now(const fs::path& path) {
+  auto text = read_file(path);
+  if (text.ok()) return std::optional<std::string>(std::move(*text));
+  if (text.error().native() == ENOENT || text.error().native() == ENOTDIR)
+    return std::optional<std::string>();
+  return std::move(text).error();
+}
+
+// One run's work on one open journal.
+class Session {
+ public:
+  Session(const Options& options, std::unique_ptr<store::Store> journal, store::Lock lock)
+      : options_(options),
+        journal_(std::move(journal)),
+        lock_(std::move(lock)),
+        worker_(options.access, lock_) {}
+
+  static Result<std::unique_ptr<Session>> begin(const Options& options, std::string_view verb) {
+    BH_TRY(auto journal, store::Store::open(options.access.state_dir, store::Store::Access::read_write));
+    BH_TRY(auto lock, store::Lock::take(options.access.state_dir, verb));
+    BH_CHECK(journal->room());
+    return std::make_unique<Session>(options, std::move(journal), std::move(lock));
+  }
+
+  Result<Outcome> apply(const spec::NodeFile& node, const std::string& text);
+  Result<Outcome> rollback();
+
+ private:
+  struct Taken {
+    bool ok = false;
+    std::string why = {}, hint = {};
+    bool in_doubt = false;  // it may have left something: the step stays `intended`
+  };
+
+  void tell(Event::Kind kind, std::string text, std::size_t number = 0, std::size_t total = 0,
+            std::uint64_t elapsed_ms = 0) const {
+    if (options_.tell)
+      options_.tell({.kind = kind,
+                     .number = number,
+                     .total = total,
+                     .text = std::move(text),
+                     .elapsed_ms = elapsed_ms});
+  }
+
+  Result<std::string> boot_id() const {
+    auto text = read_trimmed(options_.access.root / "proc/sys/kernel/random/boot_id");
+    if (!text.ok()) return std::move(text).error().in("which boot this is");
+    return printable(*text, 64);
+  }
+
+  Status settle(Outcome& outcome);
+  Result<bool> settle_step(const store::Step& step, Outcome& outcome);
+  Result<store::Effects> effects(const plan::Action& action, const Json& detail,
+                                 const std::optional<Sight>& sight) const;
+  Result<Json> detail_for(const plan::Action& action, const std::string& boot);
+  // Intent, act, read back, outcome.
+  Result<Taken> take(std::int64_t run, const plan::Action& action, const std::string& why, Json detail,
+                     const std::vector<inventory::Holder>& evicts, std::optional<std::int64_t> undoes);
+  // Takes back the done steps given, last first. Stops at the first that cannot be.
+  Status undo(std::int64_t run, const std::vector<store::Step>& steps, const inventory::Host* host,
+              const std::string& boot, Outcome& outcome,
+              const std::function<std::vector<inventory::Holder>(const plan::Action&)>& holders);
+  Result<std::vector<store::Step>> done_steps(std::int64_t run) const;
+  Result<std::optional<std::int64_t>> open_run() const;
+
+  const Options& options_;
+  std::unique_ptr<store::Store> journal_;
+  store::Lock lock_;
+  Worker worker_;
+};
+
+// ---- settling what a killed run left
+// -------------------------------------------------------------------------
+Status Session::settle(Outcome& outcome) {
+  BH_TRY(const auto flying, journal_->in_flight());
+  for (const auto& step : flying) {
+    BH_TRY(const bool settled, settle_step(step, outcome));
+    if (!settled) {
+      return Error(Errc::conflict, outcome.settled.back(),
+                   fmt::format("look at what the host says: bulkhead inventory\nand at the run: bulkhead "
+                               "history {}\nthen try again",
+                               step.run));
+    }
+  }
+  BH_TRY(const auto runs, journal_->runs());
+  for (const auto& run : runs) {
+    if (run.state == store::RunState::running)
+      BH_CHECK(journal_->end_run(run.id, store::RunState::interrupted, "killed; settled by the next run"));
+  }
+  return ok_status();
+}
+
+Result<bool> Session::settle_step(const store::Step& step, Outcome& outcome) {
+  const auto say = [&](std::string text) {
+    tell(Event::Kind::settled, text);
+    outcome.settled.push_back(std::move(text));
+  };
+  auto parsed = plan::action_from_json(step.action);
+  if (!parsed.ok()) return std::move(parsed).error().in(fmt::format("run {}, step {}", step.run, step.id));
+  const plan::Action& action = *parsed;
+  const unsigned deadline = deadline_of(action, options_);
+  const std::string name = fmt::format("run {} was cut off in '{}'", step.run, sentence(action, nullptr));
+  Json again = step.detail;
+  again["again"] = true;
+
+  BH_TRY(Sight sight, worker_.inspect(action, again, deadline));
+  // A clock lock cannot be read, and a file does not tell whether its command ran: only doing it again makes
+  // sure.
+  const auto* file = std::get_if<plan::SetFile>(&action);
+  const bool redo = sight.seen == Seen::unknown || sight.seen == Seen::half ||
+                    (sight.seen == Seen::after && file != nullptr && !file->then.empty());
+  std::string trouble;
+  if (redo) {
+    const auto done = worker_.act(action, again, deadline);
+    if (done.failed) trouble = done.failed->message();
+    if (done.sight) sight = *done.sight;
+    if (!done.sight) trouble = done.blind;
+    if (!done.failed && sight.seen == Seen::unknown) sight.seen = Seen::after;
+    if (sight.seen == Seen::half || (done.failed && sight.seen == Seen::after)) {
+      // Not forward, so back: the undo converges from half as well.
+      const auto back = worker_.act(plan::undo_of(action), again, deadline);
+      if (back.failed) trouble += "; " + back.failed->message();
+      BH_TRY(sight, worker_.inspect(action, again, deadline));
+    }
+  }
+  switch (sight.seen) {
+    case Seen::after: {
+      BH_TRY(const auto changed, effects(action, step.detail, sight));
+      BH_CHECK(journal_->settle(step.id, StepState::done, "settled after a kill: " + sight.words, changed));
+      say(fmt::format("{}: it is done ({})", name, sight.words));
+      return true;
+    }
+    case Seen::before:
+      BH_CHECK(journal_->settle(step.id, StepState::not_done, "settled after a kill: " + sight.words, {}));
+      say(fmt::format("{}: it is not done ({}){}{}", name, sight.words, trouble.empty() ? "" : "; ",
+                      trouble));
+      return true;
+    case Seen::neither:
+      BH_CHECK(journal_->settle(step.id, StepState::not_done,
+                                "settled after a kill: somebody else changed it: " + sight.words, {}));
+      say(fmt::format("{}: somebody else has changed it since, it is left alone ({})", name, sight.words));
+      return true;
+    case Seen::half:
+    case Seen::unknown:
+      break;
+  }
+  say(fmt::format("{}: it is half done and can be neither finished nor taken back: {}{}{}", name, sight.words,
+                  trouble.empty() ? "" : ": ", trouble));
+  return false;
+}
+
+Result<std::optional<std::int64_t>> Session::open_run() const {
+  BH_TRY(const auto runs, journal_->runs());
+  if (runs.empty()) return std::optional<std::int64_t>();
+  const auto& last = runs.front();
+  if (last.verb == "rollback") {
+    // A rollback that ended well closes its run; one that was cut off leaves the rest of it open.
+    return last.state == store::RunState::done ? std::optional<std::int64_t>() : last.rolls_back;
+  }
+  if (last.state == store::RunState::interrupted) return std::optional<std::int64_t>(last.id);
+  if (last.state == store::RunState::failed) {
+    BH_TRY(const auto left, done_steps(last.id));
+    if (!left.empty()) return std::optional<std::int64_t>(last.id);
+    return last.continues;  // a failed continuation, undone, leaves open what it continued
+  }
+  return std::optional<std::int64_t>();
+}
+
+// Steps that are done and not taken back, in order.
+Result<std::vector<store::Step>> Session::done_steps(std::int64_t run) const {
+  BH_TRY(auto steps, journal_->steps(run));
+  std::erase_if(steps, [](const store::Step& step) {
+    return step.state != StepState::done || step.undoes.has_value();
+  });
+  return steps;
+}
+
+// ---- one step
+// ------------------------------------------------------------------------------------------------
+Result<store::Effects> Session::effects(const plan::Action& action, const Json& detail,
+                                        const std::optional<Sight>& sight) const {
+  store::Effects out;
+  if (const auto* made = std::get_if<plan::CreateInstance>(&action)) {
+    // The undo of a destroyed foreign instance gives it back to whom it belonged.
+    if (detail.value("ours", true)) {
+      out.gained =
+          store::OwnedInstance{.gpu = made->gpu,
+                               .gpu_instance = sight && sight->gpu_instance ? *sight->gpu_instance : 0,
+                               .profile_id = made->profile_id,
+                               .start = made->place.start};
+    }
+  } else if (const auto* gone = std::get_if<plan::DestroyInstance>(&action)) {
+    out.lost = store::OwnedInstance{.gpu = gone->gpu,
+                                    .gpu_instance = gone->gpu_instance,
+                                    .profile_id = gone->profile_id,
+                                    .start = gone->place.start};
+  } else if (const auto* lock = std::get_if<plan::LockClocks>(&action)) {
+    if (lock->after) {
+      out.locked = store::ClockLock{.gpu = lock->gpu, .low = lock->after->low, .high = lock->after->high};
+    } else {
+      out.unlocked = lock->gpu;
+    }
+  }
+  return out;
+}
+
+Result<Json> Session::detail_for(const plan::Action& action, const std::string& boot) {
+  BH_TRY(Json detail, worker_.prepare(action, deadline_of(action, options_)));
+  if (const auto* gone = std::get_if<plan::DestroyInstance>(&action)) {
+    BH_TRY(const auto mine, journal_->owned(boot));
+    detail["ours"] = std::any_of(mine.begin(), mine.end(), [&](const store::OwnedInstance& own) {
+      return own.gpu == gone->gpu && own.profile_id == gone->profile_id && own.start == gone->place.start;
+    });
+  }
+  return detail;
+}
+
+Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& action, const std::string& why,
+                                     Json detail, const std::vector<inventory::Holder>& evicts,
+                                     std::optional<std::int64_t> undoes) {
+  const unsigned deadline = deadline_of(action, options_);
+  BH_TRY(const std::int64_t id, journal_->intend({.run = run,
+                                                  .kind = std::string(plan::kind_of(action)),
+                                                  .action = plan::to_json(action),
+                                                  .detail = detail,
+                                                  .why = why,
+                                                  .undoes = undoes}));
+  const auto not_done = [&](const Error& error) -> Result<Taken> {
+    BH_CHECK(journal_->settle(id, StepState::not_done, error.message(), {}));
+    return Taken{.ok = false, .why = error.message(), .hint = error.hint()};
+  };
+  for (const auto& holder : evicts) {
+    tell(Event::Kind::evicting, fmt::format("pid {} ({})", holder.pid, holder.name));
+    if (const Status ended = worker_.evict(holder, options_.grace_ms); !ended.ok())
+      return not_done(ended.error());
+  }
+  auto done = worker_.act(action, detail, deadline);
+  const bool seen_after =
+      done.sight && (done.sight->seen == Seen::after || done.sight->seen == Seen::unknown);
+  if (!done.failed && seen_after) {
+    BH_TRY(const auto changed, effects(action, detail, done.sight));
+    BH_CHECK(journal_->settle(id, StepState::done, done.sight->words, changed));
+    return Taken{.ok = true};
+  }
+  Taken failed;
+  if (done.failed) {
+    failed.why = done.failed->message();
+    failed.hint = done.failed->hint();
+  } else {
+    failed.why = done.sight
+                     ? fmt::format("the driver said yes, but it reads back otherwise: {}", done.sight->words)
+                     : fmt::format("the driver said yes, but it cannot be read back: {}", done.blind);
+  }
+  // Whatever the failed act left is taken back at once; the undo converges from half as well.
+  std::optional<Sight> sight = done.sight;
+  if (!sight || (sight->seen != Seen::before && sight->seen != Seen::neither)) {
+    Json again = detail;
+    again["again"] = true;
+    const auto back = worker_.act(plan::undo_of(action), again, deadline);
+    sight.reset();
+    std::string trouble = back.failed ? back.failed->message() : "";
+    if (auto now = worker_.inspect(action, again, deadline); now.ok()) {
+      sight = *now;
+    } else {
+      trouble = now.error().message();
+    }
+    const bool clean =
+        sight && (sight->seen == Seen::before || (sight->seen == Seen::unknown && !back.failed));
+    if (!clean) {
+      // Stays `intended`: the next run settles it from what it reads then.
+      failed.in_doubt = true;
+      failed.why +=
+          fmt::format("; and it cannot be taken back: {}", trouble.empty() && sight ? sight->words : trouble);
+      return failed;
+    }
+  }
+  BH_CHECK(journal_->settle(id, StepState::not_done, failed.why, {}));
+  return failed;
+}
+
+Status Session::undo(std::int64_t run, const std::vector<store::Step>& steps, const inventory::Host* host,
+                     const std::string& boot, Outcome& outcome,
+                     const std::function<std::vector<inventory::Holder>(const plan::Action&)>& holders) {
+  std::size_t number = 0;
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    ++number;
+    auto parsed = plan::action_from_json(step->action);
+    if (!parsed.ok())
+      return std::move(parsed).error().in(fmt::format("run {}, step {}", step->run, step->id));
+    const plan::Action back = plan::undo_of(*parsed);
+    const std::string text = sentence(back, host);
+    const std::uint64_t started = monotonic_ns();
+    tell(Event::Kind::undoing, text, number, steps.size());
+    // An instance that is no longer in the journal as ours (another boot, or gone and made again by somebody
+    // else) is not ours to destroy.
+    if (const auto* made = std::get_if<plan::CreateInstance>(&*parsed)) {
+      BH_TRY(const auto mine, journal_->owned(boot));
+      const bool ours = std::any_of(mine.begin(), mine.end(), [&](const store::OwnedInstance& own) {
+        return own.gpu == made->gpu && own.profile_id == made->profile_id && own.start == made->place.start;
+      });
+      if (!ours) {
+        BH_CHECK(journal_->mark_undone(step->id, "the instance was gone already", {}));
+        ++outcome.steps_undone;
+        tell(Event::Kind::undone, text + ": it was gone already", number, steps.size());
+        continue;
+      }
+    }
+    Json detail = step->detail;
+    if (detail.contains("policies")) {
+      detail["restore"] = detail["policies"];
+      detail.erase("policies");
+    }
+    detail["again"] = true;
+    BH_TRY(const Taken taken,
+           take(run, back, fmt::format("undoes step {} of run {}", step->id, step->run), detail,
+                holders ? holders(back) : std::vector<inventory::Holder>{}, step->id));
+    const std::uint64_t elapsed = (monotonic_ns() - started) / 1'000'000;
+    if (!taken.ok) {
+      tell(Event::Kind::undo_failed, text + ": " + taken.why, number, steps.size(), elapsed);
+      outcome.left.push_back(fmt::format("{}: {}", text, taken.why));
+      for (auto rest = std::next(step); rest != steps.rend(); ++rest) {
+        if (auto other = plan::action_from_json(rest->action); other.ok())
+          outcome.left.push_back(sentence(plan::undo_of(*other), host));
+      }
+      return ok_status();
+    }
+    ++outcome.steps_undone;
+    tell(Event::Kind::undone, text, number, steps.size(), elapsed);
+  }
+  return ok_status();
+}
+
+// ---- apply
+// ---------------------------------------------------------------------------------------------------
+
+// What a plan means, without what moves by itself.
+std::string fingerprint(const Proposal& proposal) {
+  if (const auto* refusal = proposal.refusal()) return "refusal" + dump(plan::to_json(*refusal));
+  std::string text;
+  for (const auto& step : proposal.plan()->steps) {
+    text += dump(plan::to_json(step.action));
+    for (const auto& holder : step.evicts) text += fmt::format(" {}@{}", holder.pid, holder.start_time);
+  }
+  return text;
+}
+
+std::vector<store::OwnedInstance> present_in(const inventory::Host& host,
+                                             const std::vector<store::OwnedInstance>& mine) {
+  std::vector<store::OwnedInstance> present;
+  for (const auto& gpu : host.gpus) {
+    for (const auto& instance : gpu.instances) {
+      present.push_back({.gpu = gpu.uuid,
+                         .gpu_instance = instance.id,
+                         .profile_id = instance.profile,
+                         .start = instance.place.start});
+    }
+  }
+  // Of a GPU that cannot be seen now nothing is known.
+  for (const auto& own : mine) {
+    const bool seen = std::any_of(host.gpus.begin(), host.gpus.end(),
+                                  [&](const inventory::Gpu& gpu) { return gpu.uuid == own.gpu; });
+    if (!seen) present.push_back(own);
+  }
+  return present;
+}
+
+// What --adopt takes over: foreign instances of GPUs in MIG mode that the plan keeps.
+std::vector<store::OwnedInstance> to_adopt(const Proposal& proposal) {
+  std::vector<store::OwnedInstance> all;
+  for (const auto& gpu : proposal.host.gpus) {
+    const bool managed =
+        std::any_of(proposal.node.gpus.begin(), proposal.node.gpus.end(), [&](const spec::GpuRule& rule) {
+          const auto& select = rule.select;
+          if (rule.mode != spec::Mode::mig) return false;
+          if (!select.index.empty() &&
+              std::find(select.index.begin(), select.index.end(), gpu.index) == select.index.end())
+            return false;
+          if (!select.uuid.empty() &&
+              std::find(select.uuid.begin(), select.uuid.end(), gpu.uuid) == select.uuid.end())
+            return false;
+          if (!select.pci.empty() &&
+              std::find(select.pci.begin(), select.pci.end(), gpu.pci.address) == select.pci.end())
+            return false;
+          return true;
+        });
+    if (!managed) continue;
+    for (const auto& instance : gpu.instances) {
+      if (instance.ours) continue;
+      const bool goes =
+          proposal.plan() != nullptr &&
+          std::any_of(
+              proposal.plan()->steps.begin(), proposal.plan()->steps.end(), [&](const plan::Step& step) {
+                const auto* destroy = std::get_if<plan::DestroyInstance>(&step.action);
+                return destroy != nullptr && destroy->gpu == gpu.uuid && destroy->gpu_instance == instance.id;
+              });
+      if (!goes)
+        all.push_back({.gpu = gpu.uuid,
+                       .gpu_instance = instance.id,
+                       .profile_id = instance.profile,
+                       .start = instance.place.start});
+    }
+  }
+  return all;
+}
+
+Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& text) {
+  const std::uint64_t started = monotonic_ns();
+  Outcome outcome;
+  const auto finish = [&](Verdict verdict) {
+    outcome.verdict = verdict;
+    outcome.elapsed_ms = (monotonic_ns() - started) / 1'000'000;
+    outcome.driver_calls = worker_.driver_calls();
+    return std::move(outcome);
+  };
+  BH_TRY(const std::string boot, boot_id());
+  BH_CHECK(settle(outcome));
+  BH_TRY(Proposal proposal, propose(options_.access, node, text, options_.plan));
+  {
+    BH_TRY(const auto mine, journal_->owned(boot));
+    BH_CHECK(journal_->forget_missing(boot, present_in(proposal.host, mine)));
+  }
+  const auto adopted = options_.plan.adopt && proposal.plan() != nullptr
+                           ? to_adopt(proposal)
+                           : std::vector<store::OwnedInstance>{};
+  if (proposal.refusal() != nullptr) {
+    outcome.proposal = std::move(proposal);
+    return finish(Verdict::refused);
+  }
+  if (proposal.plan()->empty() && adopted.empty()) {
+    outcome.proposal = std::move(proposal);
+    return finish(Verdict::nothing_to_do);
+  }
+  if (options_.agree) {
+    const bool yes = options_.agree(proposal);
+    if (!yes) {
+      outcome.proposal = std::move(proposal);
+      return finish(Verdict::declined);
+    }
+    // Time has passed: what was agreed to must still be what would be done.
+    BH_TRY(Proposal now, propose(options_.access, node, text, options_.plan));
+    if (fingerprint(now) != fingerprint(proposal)) {
+      return Error(Errc::conflict, "the host changed since the plan was shown; nothing was done",
+                   "look at the new plan: bulkhead plan -f FILE");
+    }
+    proposal = std::move(now);
+  }
+
+  const plan::Plan plan = *proposal.plan();
+  const inventory::Host host = proposal.host;
+  outcome.proposal = std::move(proposal);
+  BH_TRY(const auto continues, open_run());
+  BH_TRY(
+      const std::int64_t run,
+      journal_->begin_run(
+          {.verb = "apply", .boot_id = boot, .pid = ::getpid(), .node_file = text, .continues = continues}));
+  outcome.run = run;
+  if (!adopted.empty()) {
+    BH_CHECK(journal_->adopt(run, boot, adopted));
+    tell(Event::Kind::adopted,
+         fmt::format("{} instance{} of somebody else {} ours now", adopted.size(),
+                     adopted.size() == 1 ? "" : "s", adopted.size() == 1 ? "is" : "are"));
+  }
+
+  std::size_t number = 0;
+  for (const auto& step : plan.steps) {
+    ++number;
+    const std::string what = sentence(step.action, &host);
+    const std::uint64_t step_started = monotonic_ns();
+    Taken taken;
+    if (options_.stop && options_.stop()) {
+      taken.why = "stopped by a signal before it began";
+    } else {
+      tell(Event::Kind::doing, what, number, plan.steps.size());
+      auto detail = detail_for(step.action, boot);
+      if (detail.ok()) {
+        if (step.reboot_owed) (*detail)["reset_owed"] = true;
+        BH_TRY(taken, take(run, step.action, step.why, std::move(*detail), step.evicts, std::nullopt));
+      } else {
+        taken.why = detail.error().message();
+        taken.hint = detail.error().hint();
+      }
+    }
+    const std::uint64_t elapsed = (monotonic_ns() - step_started) / 1'000'000;
+    if (taken.ok) {
+      ++outcome.steps_done;
+      outcome.reboot_owed = outcome.reboot_owed || step.reboot_owed;
+      tell(Event::Kind::done, what, number, plan.steps.size(), elapsed);
+      continue;
+    }
+    tell(Event::Kind::failed, what + ": " + taken.why, number, plan.steps.size(), elapsed);
+    outcome.failure = fmt::format("{}: {}", what, taken.why);
+    outcome.hint = taken.hint;
+    if (taken.in_doubt) outcome.left.push_back(outcome.failure);
+    BH_TRY(const auto done, done_steps(run));
+    BH_CHECK(undo(run, done, &host, boot, outcome, {}));
+    if (outcome.left.empty()) BH_CHECK(journal_->give_back_adopted(run));
+    BH_CHECK(journal_->end_run(run, store::RunState::failed, outcome.failure));
+    outcome.reboot_owed = false;
+    return finish(outcome.left.empty() ? Verdict::undone : Verdict::stuck);
+  }
+
+  tell(Event::Kind::checking, "a second plan must be empty");
+  auto second = propose(options_.access, node, text, options_.plan);
+  if (!second.ok()) {
+    outcome.failure = second.error().message();
+    outcome.hint = second.error().hint();
+  } else if (const auto* refusal = second->refusal()) {
+    for (const auto& reason : refusal->reasons)
+      outcome.remaining.push_back(fmt::format("{}: {}", reason.subject, reason.why));
+  } else {
+    for (const auto& step : second->plan()->steps)
+      outcome.remaining.push_back(sentence(step.action, &second->host));
+  }
+  const bool good = outcome.remaining.empty() && outcome.failure.empty();
+  BH_CHECK(journal_->end_run(run, store::RunState::done,
+                             good ? "" : "carried out, but a second plan is not empty"));
+  return finish(good ? Verdict::applied : Verdict::differs);
+}
+
+// ---- rollback
+// ------------------------------------------------------------------------------------------------
+Result<Outcome> Session::rollback() {
+  const std::uint64_t started = monotonic_ns();
+  Outcome outcome;
+  const auto finish = [&](Verdict verdict) {
+    outcome.verdict = verdict;
+    outcome.elapsed_ms = (monotonic_ns() - started) / 1'000'000;
+    outcome.driver_calls = worker_.driver_calls();
+    return std::move(outcome);
+  };
+  BH_TRY(const std::string boot, boot_id());
+  BH_CHECK(settle(outcome));
+
+  // The newest run that still holds something, and what it continued.
+  BH_TRY(const auto runs, journal_->runs());
+  std::optional<store::Run> target;
+  for (const auto& run : runs) {
+    if (run.verb != "apply" || run.state == store::RunState::rolled_back) continue;
+    BH_TRY(const auto done, done_steps(run.id));
+    BH_TRY(const auto mine, journal_->owned(boot));
+    const bool adopted = std::any_of(mine.begin(), mine.end(),
+                                     [&](const auto& own) { return own.adopted && own.run == run.id; });
+    if (done.empty() && !adopted && !run.continues) continue;
+    if (done.empty() && !adopted && run.state == store::RunState::failed) continue;
+    target = run;
+    break;
+  }
+  if (!target) return finish(Verdict::nothing_to_do);
+  std::vector<std::int64_t> chain = {target->id};
+  for (auto at = target->continues; at && chain.size() < 10'000;) {
+    BH_TRY(const auto before, journal_->run(*at));
+    if (!before) break;
+    chain.push_back(before->id);
+    at = before->continues;
+  }
+  std::vector<store::Step> steps;  // oldest first
+  for (auto run = chain.rbegin(); run != chain.rend(); ++run) {
+    BH_TRY(const auto done, done_steps(*run));
+    steps.insert(steps.end(), done.begin(), done.end());
+  }
+
+  auto observed = observe::host(options_.access);
+  const inventory::Host* host = observed.ok() ? &*observed : nullptr;
+  // Whoever holds an instance that has to go.
+  const auto holders = [&](const plan::Action& action) {
+    std::vector<inventory::Holder> found;
+    const auto* gone = std::get_if<plan::DestroyInstance>(&action);
+    if (gone == nullptr || host == nullptr) return found;
+    for (const auto& gpu : host->gpus) {
+      if (gpu.uuid != gone->gpu) continue;
+      for (const auto& instance : gpu.instances) {
+        if (instance.profile == gone->profile_id && instance.place.start == gone->place.start)
+          found = instance.holders();
+      }
+    }
+    return found;
+  };
+  std::vector<std::string> undos;
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    auto action = plan::action_from_json(step->action);
+    if (!action.ok())
+      return std::move(action).error().in(fmt::format("run {}, step {}", step->run, step->id));
+    const plan::Action back = plan::undo_of(*action);
+    undos.push_back(sentence(back, host));
+    if (const auto busy = holders(back); !busy.empty() && !options_.plan.evict) {
+      outcome.refused.push_back(
+          {.subject = undos.back(),
+           .why = fmt::format("in use by {} process{}", busy.size(), busy.size() == 1 ? "" : "es"),
+           .holders = busy,
+           .way_out = "end them, or: bulkhead rollback --evict"});
+    }
+  }
+  if (!outcome.refused.empty()) return finish(Verdict::refused);
+  if (options_.agree_to_undo && !options_.agree_to_undo(undos)) return finish(Verdict::declined);
+
+  BH_TRY(const std::int64_t run,
+         journal_->begin_run(
+             {.verb = "rollback", .boot_id = boot, .pid = ::getpid(), .rolls_back = target->id}));
+  outcome.run = run;
+  BH_CHECK(undo(run, steps, host, boot, outcome, [&](const plan::Action& action) {
+    return options_.plan.evict ? holders(action) : std::vector<inventory::Holder>{};
+  }));
+  if (!outcome.left.empty()) {
+    outcome.failure = outcome.left.front();
+    BH_CHECK(journal_->end_run(run, store::RunState::failed, outcome.failure));
+    return finish(Verdict::stuck);
+  }
+  for (const auto id : chain) {
+    BH_CHECK(journal_->give_back_adopted(id));
+    BH_CHECK(journal_->end_run(id, store::RunState::rolled_back, fmt::format("taken back by run {}", run)));
+  }
+  BH_CHECK(journal_->end_run(run, store::RunState::done, ""));
+  return finish(Verdict::rolled_back);
+}
+
+}  // namespace
+
+// ---- the front
+// -----------------------------------------------------------------------------------------------
+Result<Proposal> propose(const observe::Access& access, const spec::NodeFile& node, const std::string& text,
+                         const plan::Options& options) {
+  Proposal proposal{.node = node, .text = text};
+  BH_TRY(proposal.host, observe::host(access));
+  plan::Remembered remembered;
+  auto journal = store::Store::open(access.state_dir, store::Store::Access::read_only);
+  if (!journal.ok() && journal.error().code() != Errc::not_found) return std::move(journal).error();
+  if (journal.ok()) {
+    if (proposal.host.boot_id) {
+      BH_TRY(const auto locks, (*journal)->clock_locks(*proposal.host.boot_id));
+      for (const auto& lock : locks)
+        remembered.clock_locks.push_back({.gpu = lock.gpu, .range = {.low = lock.low, .high = lock.high}});
+    }
+    BH_TRY(const auto runs, (*journal)->runs());
+    BH_TRY(const auto flying, (*journal)->in_flight());
+    for (const auto& run : runs) {
+      if (run.state == store::RunState::running) proposal.unsettled = run.id;
+    }
+    if (!flying.empty()) proposal.unsettled = flying.front().run;
+  }
+  for (const auto& path : plan::files_of_interest(node, proposal.host)) {
+    BH_TRY(auto content, file_now(access.root / fs::path(path).relative_path()));
+    remembered.files.push_back({.path = path, .content = std::move(content)});
+  }
+  // Units that the node file names and the inventory does not look at.
+  std::unique_ptr<systemd::Systemd> manager;
+  for (const auto& name : plan::units_of_interest(node)) {
+    auto& units = proposal.host.units;
+    if (std::any_of(units.begin(), units.end(), [&](const auto& unit) { return unit.name == name; }))
+      continue;
+    if (!manager) {
+      auto connected = systemd::Systemd::connect(access.root);
+      if (!connected.ok()) break;  // the plan says that it knows no state of the unit
+      manager = std::move(*connected);
+    }
+    if (auto unit = manager->unit(name); unit.ok()) units.push_back(std::move(*unit));
+  }
+  proposal.answer = plan::make(node, proposal.host, remembered, options);
+  return proposal;
+}
+
+Result<Outcome> apply(const Options& options, const spec::NodeFile& node, const std::string& text) {
+  BH_TRY(const auto session, Session::begin(options, "apply"));
+  return session->apply(node, text);
+}
+
+Result<Outcome> rollback(const Options& options) {
+  BH_TRY(const auto session, Session::begin(options, "rollback"));
+  return session->rollback();
+}
+
+Result<std::vector<HistoryEntry>> history(const observe::Access& access, std::optional<std::int64_t> run) {
+  BH_TRY(const auto journal, store::Store::open(access.state_dir, store::Store::Access::read_only));
+  std::vector<HistoryEntry> entries;
+  if (!run) {
+    BH_TRY(auto runs, journal->runs());
+    for (auto& one : runs) {
+      BH_TRY(auto steps, journal->steps(one.id));
+      entries.push_back({.run = std::move(one), .steps = std::move(steps)});
+    }
+    return entries;
+  }
+  BH_TRY(auto one, journal->run(*run));
+  if (!one)
+    return Error(Errc::not_found, fmt::format("there is no run {}", *run), "list them: bulkhead history");
+  BH_TRY(auto steps, journal->steps(*run));
+  entries.push_back({.run = std::move(*one), .steps = std::move(steps)});
+  return entries;
+}
+
+}  // namespace bulkhead::execute

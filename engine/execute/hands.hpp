@@ -1,0 +1,57 @@
+// All that touches the host, one action at a time. Runs in the worker process only. Each act is idempotent
+// and converges: begun from before, from half or from after, it ends in after, so recovery is doing it again.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.hpp"
+#include "base/result.hpp"
+#include "core/plan/plan.hpp"
+#include "edge/nvml/nvml.hpp"
+#include "engine/observe/observe.hpp"
+
+namespace bulkhead::execute {
+
+// What the host shows of an action.
+enum class Seen {
+  before,   // it has not happened
+  after,    // it has
+  half,     // begun: a GPU instance without its compute instances, one policy of many
+  neither,  // somebody else made a third state
+  unknown,  // the host cannot say (a clock lock): only doing it again makes sure
+};
+
+struct Sight {
+  Seen seen = Seen::unknown;
+  std::string words = {};                     // what was read, for the message
+  std::optional<unsigned> gpu_instance = {};  // of a created instance
+};
+
+class Hands {
+ public:
+  explicit Hands(observe::Access access) : access_(std::move(access)) {}
+
+  // What undo will need and the action does not hold; written with the intent.
+  Result<Json> prepare(const plan::Action& action);
+  Status act(const plan::Action& action, const Json& detail);
+  Result<Sight> inspect(const plan::Action& action, const Json& detail);
+  Status evict(const inventory::Holder& holder, unsigned grace_ms);
+  std::uint64_t driver_calls() const { return nvml_ ? nvml_->calls() : 0; }
+
+ private:
+  struct Acting;
+  struct Looking;
+  Result<nvml::Nvml*> nvml();
+  Result<nvml::Device> device(const Uuid& gpu);
+  std::filesystem::path below(const std::string& absolute) const;
+  Status run(const std::vector<std::string>& command) const;
+
+  observe::Access access_;
+  std::unique_ptr<nvml::Nvml> nvml_;
+};
+
+}  // namespace bulkhead::execute
