@@ -1,0 +1,770 @@
+#include "core/plan/plan.hpp"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "base/text.hpp"
+
+namespace bulkhead::plan {
+
+namespace {
+
+using inventory::Gpu;
+using inventory::GpuInstance;
+using inventory::Holder;
+using inventory::Host;
+
+constexpr std::string_view header = "# Written by bulkhead from the node file; the next apply replaces it.\n";
+constexpr std::string_view grub_path = "/etc/default/grub.d/bulkhead.cfg";
+constexpr std::string_view grubby_path = "/etc/bulkhead/kernel-args";
+
+// How a distribution keeps kernel arguments and its initramfs.
+enum class Family { debian, redhat, unknown };
+Family family_of(const Host& host) {
+  const std::string id = host.os_id ? lower(*host.os_id) : "";
+  for (const auto name : {"debian", "ubuntu"}) {
+    if (id == name) return Family::debian;
+  }
+  for (const auto name : {"rhel", "rocky", "fedora", "almalinux", "centos"}) {
+    if (id == name) return Family::redhat;
+  }
+  return Family::unknown;
+}
+
+std::string modprobe_path(const spec::ModprobeFile& file) { return "/etc/modprobe.d/" + file.name; }
+
+std::string who_is(const Holder& holder) {
+  std::string text = fmt::format("pid {} ({})", holder.pid, printable(holder.name, 40));
+  if (!holder.cgroup.empty()) text += fmt::format(", cgroup {}", printable(holder.cgroup, 120));
+  return text;
+}
+
+std::string who_are(const std::vector<Holder>& holders) {
+  std::vector<std::string> words;
+  for (const auto& holder : holders) {
+    if (words.size() == 4) {
+      words.push_back(fmt::format("{} more", holders.size() - 4));
+      break;
+    }
+    words.push_back(fmt::format("pid {} ({})", holder.pid, printable(holder.name, 40)));
+  }
+  return join(words, ", ");
+}
+
+std::vector<Holder> all_holders(const Gpu& gpu) {
+  std::vector<Holder> all = gpu.holders;
+  for (const auto& instance : gpu.instances) {
+    for (auto& holder : instance.holders()) {
+      const bool known = std::any_of(all.begin(), all.end(), [&](const Holder& h) {
+        return h.pid == holder.pid && h.start_time == holder.start_time;
+      });
+      if (!known) all.push_back(std::move(holder));
+    }
+  }
+  return all;
+}
+
+// '*' and '?', any case. Linear: a star remembers one place to come back to.
+bool glob(std::string_view pattern, std::string_view text) {
+  std::size_t p = 0, t = 0, star = std::string_view::npos, back = 0;
+  while (t < text.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      back = t;
+    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == text[t])) {
+      ++p;
+      ++t;
+    } else if (star != std::string_view::npos) {
+      p = star + 1;
+      t = ++back;
+    } else {
+      return false;
+    }
+  }
+  return pattern.find_first_not_of('*', p) == std::string_view::npos;
+}
+
+template <class Items, class Match>
+bool none_or(const Items& items, const Match& match) {
+  return items.empty() || std::any_of(items.begin(), items.end(), match);
+}
+
+bool selected(const spec::Select& select, const Gpu& gpu) {
+  if (select.all) return true;
+  return none_or(select.index, [&](unsigned i) { return i == gpu.index; }) &&
+         none_or(select.uuid, [&](const Uuid& u) { return u == gpu.uuid; }) &&
+         none_or(select.pci, [&](const PciAddress& a) { return a == gpu.pci.address; }) &&
+         none_or(select.model, [&](const std::string& m) { return glob(lower(m), lower(gpu.model)); }) &&
+         none_or(select.pci_id, [&](const spec::PciId& id) {
+           return id.vendor == gpu.pci.vendor && id.device == gpu.pci.device;
+         });
+}
+
+unsigned compute_slices_of(unsigned nvml_profile) {  // NVML_COMPUTE_INSTANCE_PROFILE_*, nvml.h
+  static constexpr unsigned slices[] = {1, 2, 3, 4, 7, 8, 6, 1};
+  return nvml_profile < std::size(slices) ? slices[nvml_profile] : 0;
+}
+
+// Compute instances in slices, largest first; empty: one that fills the GPU instance.
+using Compute = std::vector<unsigned>;
+Compute normal(Compute compute, const mig::Profile& profile) {
+  std::sort(compute.begin(), compute.end(), std::greater<>());
+  if (compute.size() == 1 && compute[0] == profile.compute_slices) compute.clear();
+  return compute;
+}
+
+class Maker {
+ public:
+  Maker(const spec::NodeFile& node, const Host& host, const Remembered& remembered, const Options& options)
+      : node_(node), host_(host), remembered_(remembered), options_(options) {}
+
+  std::variant<Plan, Refusal> make() {
+    const auto rules = match();
+    host_steps();
+    for (const auto& gpu : host_.gpus) {
+      if (const auto at = rules.find(gpu.index); at != rules.end()) gpu_steps(gpu, *at->second);
+    }
+    if (!refusal_.reasons.empty()) return std::move(refusal_);
+    return std::move(plan_);
+  }
+
+ private:
+  void refuse(std::string subject, std::string why, std::string way_out, std::vector<Holder> holders = {}) {
+    refusal_.reasons.push_back({std::move(subject), std::move(why), std::move(holders), std::move(way_out)});
+  }
+  static std::string subject_of(const Gpu& gpu) {
+    return fmt::format("gpu {} ({})", gpu.index, printable(gpu.uuid.text, 64));
+  }
+  Step& step(Action action, std::string why) {
+    plan_.steps.push_back({std::move(action), std::move(why), {}, false, {}});
+    return plan_.steps.back();
+  }
+  void note(std::string text) { plan_.notes.push_back(std::move(text)); }
+
+  // ---- which rule is for which GPU
+  // ---------------------------------------------------------------------------
+  std::map<unsigned, const spec::GpuRule*> match() {
+    std::map<unsigned, const spec::GpuRule*> rules;
+    for (const auto& gpu : host_.gpus) {
+      std::vector<std::string> lines;
+      for (const auto& rule : node_.gpus) {
+        if (!selected(rule.select, gpu)) continue;
+        lines.push_back(fmt::format("{}", rule.line));
+        rules.emplace(gpu.index, &rule);
+      }
+      if (lines.size() > 1) {
+        refuse(subject_of(gpu),
+               fmt::format("is selected by the rules in lines {} of the node file", join(lines, " and ")),
+               "change one select so that each GPU has one rule");
+        rules.erase(gpu.index);
+      } else if (lines.empty()) {
+        note(fmt::format("gpu {}: no rule selects it; left as it is", gpu.index));
+      }
+    }
+    for (const auto& rule : node_.gpus) missing(rule);
+    for (const auto& lost : host_.lost) {
+      note(fmt::format("GPU at {} is on the PCI bus but not in NVML ({}); left as it is",
+                       lost.pci.address.str(), printable(lost.why, 200)));
+    }
+    return rules;
+  }
+
+  // GPUs that a rule names and the host does not show.
+  void missing(const spec::GpuRule& rule) {
+    const std::size_t before = refusal_.reasons.size();
+    const std::string subject = fmt::format("rule in line {}", rule.line);
+    std::vector<unsigned> indices;
+    for (const auto& gpu : host_.gpus) indices.push_back(gpu.index);
+    const std::string lost = host_.lost.empty()
+                                 ? ""
+                                 : fmt::format("; {} more on the PCI bus {} lost to NVML: bulkhead doctor",
+                                               host_.lost.size(), host_.lost.size() == 1 ? "is" : "are");
+    std::vector<unsigned> absent;
+    for (const auto index : rule.select.index) {
+      if (std::find(indices.begin(), indices.end(), index) == indices.end()) absent.push_back(index);
+    }
+    if (!absent.empty()) {
+      refuse(subject,
+             fmt::format("names gpu {}, and the host shows {}{}", format_ranges(absent),
+                         indices.empty() ? "none" : format_ranges(indices), lost),
+             "bulkhead inventory lists the GPUs");
+    }
+    for (const auto& uuid : rule.select.uuid) {
+      if (std::none_of(host_.gpus.begin(), host_.gpus.end(), [&](const Gpu& g) { return g.uuid == uuid; })) {
+        refuse(subject,
+               fmt::format("names {}, which the host does not show{}", printable(uuid.text, 96), lost),
+               "bulkhead inventory lists the GPUs");
+      }
+    }
+    for (const auto& address : rule.select.pci) {
+      if (std::any_of(host_.gpus.begin(), host_.gpus.end(),
+                      [&](const Gpu& g) { return g.pci.address == address; }))
+        continue;
+      const auto at = std::find_if(host_.lost.begin(), host_.lost.end(),
+                                   [&](const inventory::LostGpu& l) { return l.pci.address == address; });
+      if (at != host_.lost.end()) {
+        refuse(subject,
+               fmt::format("names {}, which is on the PCI bus but not in NVML: {}", address.str(),
+                           printable(at->why, 200)),
+               "bulkhead doctor says how to bring it back");
+      } else {
+        refuse(subject, fmt::format("names {}, where the host has no GPU", address.str()),
+               "bulkhead inventory lists the GPUs");
+      }
+    }
+    const bool matches = std::any_of(host_.gpus.begin(), host_.gpus.end(),
+                                     [&](const Gpu& g) { return selected(rule.select, g); });
+    if (matches || refusal_.reasons.size() != before) return;
+    const bool named = !rule.select.index.empty() || !rule.select.uuid.empty() || !rule.select.pci.empty();
+    if (named) {
+      refuse(subject, "selects no GPU: those it names do not match its other keys",
+             "bulkhead inventory lists the GPUs");
+    } else {
+      note(fmt::format("{} selects no GPU of this host", subject));  // a file for several kinds of machine
+    }
+  }
+
+  // ---- the host
+  // ----------------------------------------------------------------------------------------------
+  std::optional<std::string> content_of(const std::string& path) const {
+    for (const auto& file : remembered_.files) {
+      if (file.path == path) return file.content;
+    }
+    return std::nullopt;
+  }
+
+  void host_steps() {
+    kernel_args();
+    for (const auto& file : node_.host.modprobe) modprobe(file);
+    governor();
+    if (const auto& manager = node_.host.fabric_manager) {
+      unit({manager->unit, true, true}, manager->port,
+           "the NVSwitch fabric needs its manager before CUDA can start");
+    }
+    for (const auto& wanted : node_.host.units) unit(wanted, std::nullopt, "the node file wants it so");
+  }
+
+  void kernel_args() {
+    const auto& wanted = node_.host.kernel_args;
+    if (wanted.empty()) return;
+    std::set<std::string_view> running;
+    if (host_.kernel_cmdline) {
+      for (const auto word : split(*host_.kernel_cmdline, ' ')) running.insert(trim(word));
+    }
+    std::vector<std::string> absent;
+    for (const auto& arg : wanted) {
+      if (!running.contains(arg)) absent.push_back(arg);
+    }
+    const Family family = family_of(host_);
+    if (family == Family::unknown) {
+      if (absent.empty()) return;
+      refuse("host",
+             fmt::format("kernel arguments {} are wanted, and how {} keeps them is not known here",
+                         join(absent, " "), host_.os ? printable(*host_.os, 80) : "this distribution"),
+             "set them by hand, then apply again: what the running kernel has needs no step");
+      return;
+    }
+    const std::string path(family == Family::debian ? grub_path : grubby_path);
+    const auto before = content_of(path);
+    const auto ours = before ? args_in(*before, family) : std::vector<std::string>{};
+    // An argument that somebody else sets already is not set twice; one of ours stays ours after the reboot.
+    std::vector<std::string> args;
+    for (const auto& arg : wanted) {
+      if (!running.contains(arg) || std::find(ours.begin(), ours.end(), arg) != ours.end())
+        args.push_back(arg);
+    }
+    const auto after = args.empty() ? std::nullopt : std::optional(text_of(args, family));
+    if (before == after) {
+      if (!absent.empty())
+        note(fmt::format("host: a reboot is owed: the running kernel lacks {}", join(absent, " ")));
+      return;
+    }
+    SetFile file{path, before, after, {}, {}};
+    if (family == Family::debian) {
+      file.then = file.then_undo = {"update-grub"};
+    } else {
+      file.then = grubby(args, ours);
+      file.then_undo = grubby(ours, args);
+    }
+    auto& made =
+        step(std::move(file), absent.empty() ? std::string("the file no longer says what the node file wants")
+                                             : fmt::format("the running kernel lacks {}", join(absent, " ")));
+    made.reboot_owed = !absent.empty();
+  }
+
+  static std::vector<std::string> grubby(const std::vector<std::string>& add,
+                                         const std::vector<std::string>& had) {
+    std::vector<std::string> gone;
+    for (const auto& arg : had) {
+      if (std::find(add.begin(), add.end(), arg) == add.end()) gone.push_back(arg);
+    }
+    std::vector<std::string> command = {"grubby", "--update-kernel=ALL"};
+    if (!add.empty()) command.push_back("--args=" + join(add, " "));
+    if (!gone.empty()) command.push_back("--remove-args=" + join(gone, " "));
+    return command;
+  }
+  static std::string text_of(const std::vector<std::string>& args, Family family) {
+    if (family == Family::debian) {
+      return fmt::format("{}GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT {}\"\n", header,
+                         join(args, " "));
+    }
+    return fmt::format("{}{}\n", header, join(args, "\n"));
+  }
+  static std::vector<std::string> args_in(std::string_view text, Family family) {
+    std::vector<std::string> args;
+    for (auto line : split_lines(text)) {
+      line = trim(line);
+      if (family == Family::debian) {
+        constexpr std::string_view lead = "GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT ";
+        if (!line.starts_with(lead) || !line.ends_with('"')) continue;
+        for (const auto word : split(line.substr(lead.size(), line.size() - lead.size() - 1), ' '))
+          args.emplace_back(word);
+      } else if (!line.empty() && !line.starts_with('#')) {
+        args.emplace_back(line);
+      }
+    }
+    return args;
+  }
+
+  void modprobe(const spec::ModprobeFile& wanted) {
+    const std::string path = modprobe_path(wanted);
+    const auto before = content_of(path);
+    const std::string after = fmt::format("{}{}\n", header, join(wanted.lines, "\n"));
+    if (before == after) return;
+    if (before && !before->starts_with(header) && !options_.adopt) {
+      refuse("host", fmt::format("{} exists and was not written by bulkhead", path),
+             "give the file another name, or let bulkhead have it with --adopt");
+      return;
+    }
+    SetFile file{path, before, after, {}, {}};
+    const Family family = family_of(host_);
+    if (family == Family::debian) file.then = file.then_undo = {"update-initramfs", "-u"};
+    if (family == Family::redhat) file.then = file.then_undo = {"dracut", "-f"};
+    step(std::move(file), before ? "its lines differ from the node file's" : "the file is absent")
+        .reboot_owed = true;
+  }
+
+  void governor() {
+    const auto& wanted = node_.host.cpu_governor;
+    if (!wanted) return;
+    if (!host_.cpu_governor) {
+      refuse("host",
+             fmt::format("the cpu governor cannot be set to {}: {}", *wanted,
+                         printable(host_.cpu_governor.why, 200)),
+             "remove cpu_governor from the node file; in a virtual machine the host decides");
+      return;
+    }
+    if (*host_.cpu_governor == *wanted) return;
+    step(SetGovernor{*host_.cpu_governor, *wanted},
+         fmt::format("it is {}", printable(*host_.cpu_governor, 40)));
+    if (*host_.cpu_governor == "mixed")
+      note("host: the cpu governors differ from CPU to CPU; an undo cannot bring back the mixture");
+  }
+
+  void unit(const spec::Unit& wanted, std::optional<unsigned> port, std::string_view reason) {
+    const auto at = std::find_if(host_.units.begin(), host_.units.end(),
+                                 [&](const inventory::SystemdUnit& u) { return u.name == wanted.name; });
+    const std::string subject = fmt::format("unit {}", printable(wanted.name, 120));
+    if (at == host_.units.end()) {
+      refuse(subject, "its state could not be read", "bulkhead doctor says whether systemd answers");
+      return;
+    }
+    if (at->load_state == "not-found") {
+      if (!wanted.enabled && !wanted.active) return;
+      refuse(subject, "is not installed", "install its package, or remove it from the node file");
+      return;
+    }
+    if (at->load_state == "masked" && (wanted.enabled || wanted.active)) {
+      refuse(subject, "is masked", fmt::format("systemctl unmask {}", wanted.name));
+      return;
+    }
+    const auto& file = at->file_state;
+    // A static or generated unit has nothing to enable: it runs when something wants it.
+    const bool fixed = file == "static" || file == "generated" || file == "alias" || file == "indirect" ||
+                       file == "transient";
+    const bool enabled = fixed ? wanted.enabled : file.starts_with("enabled");
+    const bool active =
+        at->active_state == "active" || at->active_state == "reloading" || at->active_state == "activating";
+    if (enabled == wanted.enabled && active == wanted.active) return;
+    step(SetUnit{wanted.name, enabled, wanted.enabled, active, wanted.active,
+                 wanted.active ? port : std::nullopt},
+         fmt::format("it is {} and {}: {}", printable(at->active_state, 40),
+                     enabled ? "enabled" : "not enabled", reason));
+  }
+
+  // ---- one GPU
+  // -----------------------------------------------------------------------------------------------
+  void gpu_steps(const Gpu& gpu, const spec::GpuRule& rule) {
+    if (rule.persistence) persistence(gpu, *rule.persistence);
+    mig(gpu, rule);
+    if (rule.power_limit) power(gpu, *rule.power_limit);
+    clocks(gpu, rule.clocks);
+  }
+
+  void persistence(const Gpu& gpu, bool wanted) {
+    if (!gpu.persistence) {
+      refuse(subject_of(gpu),
+             fmt::format("persistence mode cannot be read: {}", printable(gpu.persistence.why, 200)),
+             "bulkhead doctor");
+    } else if (*gpu.persistence != wanted) {
+      step(SetPersistence{gpu.uuid, *gpu.persistence, wanted},
+           wanted ? "without it the driver unloads the GPU's state when the last client leaves"
+                  : "the node file wants it off");
+    }
+  }
+
+  void power(const Gpu& gpu, Milliwatts wanted) {
+    const auto& p = gpu.power;
+    const auto shown = [](Milliwatts m) { return fmt::format("{} W", static_cast<double>(m.count) / 1000); };
+    if (!p.limit) {
+      refuse(subject_of(gpu), fmt::format("the power limit cannot be read: {}", printable(p.limit.why, 200)),
+             "remove power_limit_w for this GPU");
+      return;
+    }
+    if ((p.limit_min && wanted < *p.limit_min) || (p.limit_max && wanted > *p.limit_max)) {
+      refuse(subject_of(gpu),
+             fmt::format("power limit {} is outside what the board allows: {} to {}", shown(wanted),
+                         p.limit_min ? shown(*p.limit_min) : "?", p.limit_max ? shown(*p.limit_max) : "?"),
+             "choose a limit in that range");
+      return;
+    }
+    if (*p.limit != wanted)
+      step(SetPowerLimit{gpu.uuid, *p.limit, wanted}, fmt::format("the limit is {}", shown(*p.limit)));
+  }
+
+  void clocks(const Gpu& gpu, const std::optional<spec::ClockLock>& wanted) {
+    std::optional<spec::ClockLock> before;
+    for (const auto& lock : remembered_.clock_locks) {
+      if (lock.gpu == gpu.uuid) before = lock.range;
+    }
+    if (wanted && gpu.clocks_max && gpu.clocks_max->graphics.count > 0 &&
+        wanted->high > gpu.clocks_max->graphics) {
+      refuse(subject_of(gpu),
+             fmt::format("clock lock up to {} MHz is above the GPU's {} MHz", wanted->high.count,
+                         gpu.clocks_max->graphics.count),
+             "choose clocks the GPU has: nvidia-smi -q -d SUPPORTED_CLOCKS");
+      return;
+    }
+    if (before == wanted) return;
+    step(LockClocks{gpu.uuid, before, wanted},
+         wanted ? (before ? "bulkhead locked another range"
+                          : "no lock of ours is on record, and NVML cannot read one")
+                : "bulkhead locked them, and the node file no longer does");
+  }
+
+  bool ours(const GpuInstance& instance) const { return instance.ours || options_.adopt; }
+
+  static std::string name_of(const Gpu& gpu, const GpuInstance& instance) {
+    if (!instance.name.empty()) return printable(instance.name, 40);
+    const auto* profile = gpu.geometry.by_id(instance.profile);
+    return profile != nullptr ? profile->name : fmt::format("profile {}", instance.profile);
+  }
+
+  void add_losses(Step& to, const std::vector<Holder>& holders, const std::string& what) {
+    for (const auto& holder : holders) {
+      to.losses.push_back({who_is(holder), what});
+      to.evicts.push_back(holder);
+    }
+  }
+
+  void destroy(const Gpu& gpu, const GpuInstance& instance, std::string why) {
+    DestroyInstance action{gpu.uuid,         instance.id,    name_of(gpu, instance),
+                           instance.profile, instance.place, {}};
+    for (const auto& compute : instance.compute) action.compute_profiles.push_back(compute.profile);
+    const std::string what = fmt::format("its MIG device {} (gi {})", action.profile, instance.id);
+    add_losses(step(std::move(action), std::move(why)), instance.holders(), what);
+  }
+
+  void mig(const Gpu& gpu, const spec::GpuRule& rule) {
+    const bool wanted = rule.mode == spec::Mode::mig;
+    if (!gpu.mig_capable) {
+      if (wanted) no_mig(gpu);
+      return;
+    }
+    const std::size_t refused = refusal_.reasons.size();
+    std::vector<mig::Wanted> layout;
+    std::map<Compute, unsigned> variants = {{{}, 0U}};
+    if (wanted && !resolve(gpu, rule, layout, variants)) return;
+
+    if (gpu.mig_now != wanted || gpu.mig_pending != wanted) {
+      if (!change_mode(gpu, wanted)) return;
+    }
+    if (!wanted || refusal_.reasons.size() != refused) return;
+    lay_out(gpu, rule, layout, variants);
+  }
+
+  void no_mig(const Gpu& gpu) {
+    std::string has = "mode: share (software slices) and mode: exclusive";
+    if (gpu.pci.vfs_total && *gpu.pci.vfs_total > 0)
+      has += fmt::format(", and SR-IOV with {} virtual functions", *gpu.pci.vfs_total);
+    refuse(subject_of(gpu),
+           fmt::format("{} has no MIG{}; what it has: {}", printable(gpu.model, 80),
+                       gpu.mig_why.empty() ? "" : fmt::format(" ({})", printable(gpu.mig_why, 120)), has),
+           "write mode: share or mode: exclusive for it");
+  }
+
+  // Names to profiles of this GPU. False when something was refused.
+  bool resolve(const Gpu& gpu, const spec::GpuRule& rule, std::vector<mig::Wanted>& layout,
+               std::map<Compute, unsigned>& variants) {
+    bool good = true;
+    std::set<std::string> told;
+    for (const auto& slice : rule.layout) {
+      const auto* profile = gpu.geometry.by_name(slice.profile);
+      if (profile == nullptr) {
+        good = false;
+        if (!told.insert(slice.profile).second) continue;
+        std::vector<std::string> names;
+        for (const auto name : gpu.geometry.names()) names.emplace_back(name);
+        const auto nearest = closest(slice.profile, gpu.geometry.names());
+        refuse(subject_of(gpu),
+               fmt::format("has no MIG profile {} (line {}); it has {}", printable(slice.profile, 40),
+                           slice.line, names.empty() ? "none that could be read" : join(names, ", ")),
+               nearest.empty() ? "choose one of those" : fmt::format("did you mean {}?", nearest));
+        continue;
+      }
+      Compute compute;
+      unsigned sum = 0;
+      for (const auto& word : slice.compute) {
+        compute.push_back(static_cast<unsigned>(
+            parse_u64(std::string_view(word).substr(0, word.find('c'))).value_or(0) & 0xffU));
+        sum += compute.back();
+      }
+      if (sum > profile->compute_slices) {
+        good = false;
+        refuse(subject_of(gpu),
+               fmt::format("{} (line {}) has {} compute slices, its compute instances need {}", profile->name,
+                           slice.line, profile->compute_slices, sum),
+               "write fewer or smaller compute instances");
+        continue;
+      }
+      const auto next = static_cast<unsigned>(variants.size());
+      layout.push_back({profile->id, slice.at,
+                        variants.emplace(normal(std::move(compute), *profile), next).first->second});
+    }
+    return good;
+  }
+
+  // Plans the change of mode with what must go before it. False when nothing more can be planned for this
+  // GPU.
+  bool change_mode(const Gpu& gpu, bool wanted) {
+    const bool ampere = gpu.compute_capability && gpu.compute_capability->starts_with("8.");
+    const bool in_vm = gpu.virtualization && lower(*gpu.virtualization).starts_with("pass");
+    if (gpu.mig_pending == wanted && ampere && in_vm) {
+      note(fmt::format("gpu {}: MIG mode {} is pending until this virtual machine reboots; then apply again",
+                       gpu.index, wanted ? "on" : "off"));
+      return false;
+    }
+    const std::size_t refused = refusal_.reasons.size();
+    std::vector<std::string> foreign;
+    for (const auto& instance : gpu.instances) {
+      if (!ours(instance)) foreign.push_back(fmt::format("{} (gi {})", name_of(gpu, instance), instance.id));
+    }
+    if (!foreign.empty() && gpu.mig_now && !wanted) {
+      refuse(subject_of(gpu),
+             fmt::format("MIG mode cannot go off: bulkhead did not make {}", join(foreign, ", ")),
+             "remove them, or let bulkhead have them with --adopt");
+    }
+    const auto holders = all_holders(gpu);
+    if (!holders.empty() && gpu.mig_now != wanted && !options_.evict) {
+      refuse(subject_of(gpu),
+             fmt::format("MIG mode can change only on an idle GPU, and {} hold{} it", who_are(holders),
+                         holders.size() == 1 ? "s" : ""),
+             "stop them, or take the GPU from them with --evict", holders);
+    }
+    if (refusal_.reasons.size() != refused) return false;
+    if (!wanted) {
+      for (const auto& instance : gpu.instances) destroy(gpu, instance, "MIG mode goes off");
+    }
+    std::string why = fmt::format("MIG mode is {}", gpu.mig_now ? "on" : "off");
+    if (gpu.mig_now == wanted) why += fmt::format(", but {} is pending", wanted ? "off" : "on");
+    if (ampere) why += "; the driver resets the GPU for it";
+    auto& made =
+        step(SetMigMode{gpu.uuid, gpu.mig_now == wanted ? !wanted : gpu.mig_now, wanted}, std::move(why));
+    if (gpu.mig_now != wanted) add_losses(made, gpu.holders, fmt::format("gpu {}", gpu.index));
+    if (ampere && in_vm) {
+      made.reboot_owed = true;
+      note(fmt::format("gpu {}: in a virtual machine the mode changes at its next reboot; then apply again",
+                       gpu.index));
+      return false;
+    }
+    if (wanted && gpu.nvlink.links > 0)
+      note(fmt::format("gpu {}: under MIG it has no NVLink and no peer-to-peer", gpu.index));
+    return true;
+  }
+
+  void lay_out(const Gpu& gpu, const spec::GpuRule& rule, const std::vector<mig::Wanted>& layout,
+               const std::map<Compute, unsigned>& variants) {
+    std::vector<mig::Present> present;
+    std::size_t kept_foreign = 0;
+    if (gpu.mig_now) {
+      for (const auto& instance : gpu.instances) {
+        mig::Present p{instance.id,    instance.profile,
+                       instance.place, ours(instance) && (!instance.busy() || options_.evict),
+                       ours(instance), 0};
+        const auto* profile = gpu.geometry.by_id(instance.profile);
+        if (profile != nullptr && !instance.compute.empty()) {
+          Compute compute;
+          for (const auto& c : instance.compute) compute.push_back(compute_slices_of(c.profile));
+          const auto at = variants.find(normal(std::move(compute), *profile));
+          p.variant = at != variants.end() ? at->second : ~0U;
+        }
+        present.push_back(p);
+        if (!ours(instance)) ++kept_foreign;
+      }
+    }
+    const auto answer = mig::recut(gpu.geometry, present, layout);
+    if (const auto* no = std::get_if<mig::NoFit>(&answer)) {
+      does_not_fit(gpu, rule, *no, present);
+      return;
+    }
+    const auto& recut = std::get<mig::Recut>(answer);
+    for (const auto i : recut.destroy) {
+      destroy(gpu, gpu.instances[i], fmt::format("the layout in line {} has no place for it", rule.line));
+    }
+    for (const auto i : recut.keep) {
+      const auto& instance = gpu.instances[i];
+      if (!ours(instance)) {
+        note(fmt::format("gpu {}: {} (gi {}) was not made by bulkhead; left alone{}", gpu.index,
+                         name_of(gpu, instance), instance.id,
+                         instance.compute.empty()
+                             ? ". It has no compute instance, so it shows 0 MB: --adopt mends it"
+                             : ""));
+        continue;
+      }
+      if (instance.compute.empty()) {
+        step(CreateCompute{gpu.uuid, instance.id, name_of(gpu, instance), instance.place, false},
+             "a GPU instance without a compute instance shows 0 MB and no CUDA device");
+      }
+    }
+    if (recut.keep.size() > kept_foreign && !(recut.destroy.empty() && recut.create.empty())) {
+      note(fmt::format("gpu {}: {} instance{} stay{} untouched", gpu.index, recut.keep.size() - kept_foreign,
+                       recut.keep.size() - kept_foreign == 1 ? "" : "s",
+                       recut.keep.size() - kept_foreign == 1 ? "s" : ""));
+    }
+    for (const auto& instance : recut.create) {
+      CreateInstance action{
+          gpu.uuid, gpu.geometry.by_id(instance.profile)->name, instance.profile, instance.place, {}};
+      for (const auto& [compute, variant] : variants) {
+        if (variant == instance.variant) action.compute_slices = compute;
+      }
+      step(std::move(action), fmt::format("the layout in line {} wants it", rule.line));
+    }
+  }
+
+  void does_not_fit(const Gpu& gpu, const spec::GpuRule& rule, const mig::NoFit& no,
+                    const std::vector<mig::Present>& present) {
+    std::vector<Holder> holders;
+    bool busy = false, foreign = false;
+    for (const auto i : no.blocking) {
+      const auto& instance = gpu.instances[i];
+      (present[i].counts ? busy : foreign) = true;
+      for (auto& holder : instance.holders()) holders.push_back(std::move(holder));
+      if (!present[i].counts && instance.busy()) busy = true;
+    }
+    std::string why = fmt::format("the layout in line {} does not fit: {}", rule.line, no.why);
+    if (!holders.empty()) why += fmt::format("; held by {}", who_are(holders));
+    std::string way_out;
+    if (!no.way_out) {
+      way_out = "make the layout smaller; bulkhead inventory shows the profiles";
+    } else {
+      std::vector<std::string> flags;
+      if (busy) flags.emplace_back("--evict");
+      if (foreign) flags.emplace_back("--adopt");
+      std::vector<std::string> moves;
+      for (const auto i : no.way_out->destroy) {
+        moves.push_back(fmt::format("destroy {} (gi {}) at {}", name_of(gpu, gpu.instances[i]),
+                                    gpu.instances[i].id, gpu.instances[i].place.start));
+      }
+      for (const auto& create : no.way_out->create)
+        moves.push_back(
+            fmt::format("create {} at {}", gpu.geometry.by_id(create.profile)->name, create.place.start));
+      way_out = fmt::format("{}or add {}; that would {}",
+                            holders.empty() ? "remove them yourself, " : "stop the holders, ",
+                            join(flags, " "), join(moves, ", "));
+    }
+    refuse(subject_of(gpu), std::move(why), std::move(way_out), std::move(holders));
+  }
+
+  const spec::NodeFile& node_;
+  const Host& host_;
+  const Remembered& remembered_;
+  const Options& options_;
+  Plan plan_ = {};
+  Refusal refusal_ = {};
+};
+
+Json json_of(const Holder& holder) {
+  return Json{{"pid", holder.pid},
+              {"start_time", holder.start_time},
+              {"name", holder.name},
+              {"cgroup", holder.cgroup}};
+}
+
+}  // namespace
+
+bool Plan::reboot_owed() const {
+  return std::any_of(steps.begin(), steps.end(), [](const Step& step) { return step.reboot_owed; });
+}
+
+std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Host& host,
+                                 const Remembered& remembered, const Options& options) {
+  return Maker(node, host, remembered, options).make();
+}
+
+std::vector<std::string> files_of_interest(const spec::NodeFile& node, const inventory::Host& host) {
+  std::vector<std::string> paths;
+  if (!node.host.kernel_args.empty()) {
+    const Family family = family_of(host);
+    if (family == Family::debian) paths.emplace_back(grub_path);
+    if (family == Family::redhat) paths.emplace_back(grubby_path);
+  }
+  for (const auto& file : node.host.modprobe) paths.push_back(modprobe_path(file));
+  return paths;
+}
+
+std::vector<std::string> units_of_interest(const spec::NodeFile& node) {
+  std::vector<std::string> names;
+  if (node.host.fabric_manager) names.push_back(node.host.fabric_manager->unit);
+  for (const auto& unit : node.host.units) names.push_back(unit.name);
+  return names;
+}
+
+Json to_json(const Plan& plan, const inventory::Host& host) {
+  Json steps = Json::array();
+  for (const auto& step : plan.steps) {
+    Json losses = Json::array();
+    for (const auto& loss : step.losses) losses.push_back(Json{{"who", loss.who}, {"what", loss.what}});
+    Json evicts = Json::array();
+    for (const auto& holder : step.evicts) evicts.push_back(json_of(holder));
+    const Action undo = undo_of(step.action);
+    steps.push_back(Json{{"step", describe(step.action, &host)},
+                         {"why", step.why},
+                         {"losses", std::move(losses)},
+                         {"evicts", std::move(evicts)},
+                         {"reboot_owed", step.reboot_owed},
+                         {"action", to_json(step.action)},
+                         {"undo", Json{{"step", describe(undo, &host)}, {"action", to_json(undo)}}}});
+  }
+  return Json{{"verdict", plan.empty() ? "nothing to do" : "steps"},
+              {"steps", std::move(steps)},
+              {"notes", plan.notes},
+              {"reboot_owed", plan.reboot_owed()}};
+}
+
+Json to_json(const Refusal& refusal) {
+  Json reasons = Json::array();
+  for (const auto& reason : refusal.reasons) {
+    Json holders = Json::array();
+    for (const auto& holder : reason.holders) holders.push_back(json_of(holder));
+    reasons.push_back(Json{{"subject", reason.subject},
+                           {"why", reason.why},
+                           {"holders", std::move(holders)},
+                           {"way_out", reason.way_out}});
+  }
+  return Json{{"verdict", "refused"}, {"reasons", std::move(reasons)}};
+}
+
+}  // namespace bulkhead::plan
