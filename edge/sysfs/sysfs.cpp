@@ -357,7 +357,8 @@ Result<std::vector<Governor>> governors(const fs::path& root) {
     Governor governor{.policy = name, .now = printable(*now, 64)};
     // Every policy of a host offers the same: the first one is asked.
     if (all.empty()) {
-      for (const auto word : split(policy.read("scaling_available_governors").value_or(""), ' ')) {
+      const std::string offered = policy.read("scaling_available_governors").value_or("");
+      for (const auto word : split(offered, ' ')) {
         if (!word.empty()) governor.offered.push_back(printable(word, 64));
       }
     } else {
