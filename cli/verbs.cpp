@@ -5,6 +5,13 @@ namespace bulkhead::cli {
 // Each row: name, summary, examples, and bind_NAME from verb_NAME.cpp.
 std::function<int(const Context&)> bind_doctor(CLI::App& app);
 std::function<int(const Context&)> bind_inventory(CLI::App& app);
+std::function<int(const Context&)> bind_schema(CLI::App& app);
+std::function<int(const Context&)> bind_import(CLI::App& app);
+std::function<int(const Context&)> bind_plan(CLI::App& app);
+std::function<int(const Context&)> bind_apply(CLI::App& app);
+std::function<int(const Context&)> bind_verify(CLI::App& app);
+std::function<int(const Context&)> bind_rollback(CLI::App& app);
+std::function<int(const Context&)> bind_history(CLI::App& app);
 
 const std::vector<Verb>& verbs() {
   static const std::vector<Verb> table = {
@@ -19,6 +26,37 @@ const std::vector<Verb>& verbs() {
        "bulkhead inventory --gpu 3    one GPU in full\n"
        "bulkhead inventory --json     everything, for programs",
        bind_inventory},
+      {"schema", "Print the JSON Schema of the node file, for editors",
+       "bulkhead schema > node.schema.json   then point the editor's YAML plugin at it", bind_schema},
+      {"import", "Turn another tool's configuration into node files",
+       "bulkhead import mig-parted config.yaml                        the names in it\n"
+       "bulkhead import mig-parted config.yaml --config all-balanced  one as a node file\n"
+       "bulkhead import mig-parted config.yaml --out nodes            each in a file of its own",
+       bind_import},
+      {"plan", "Show what apply would do: each step, why, who loses what, and its undo",
+       "bulkhead plan -f node.yaml          the steps, for people\n"
+       "bulkhead plan -f node.yaml --json   for programs\n"
+       "bulkhead plan -f node.yaml --evict  as if holders might be ended",
+       bind_plan},
+      {"apply", "Make the host what a node file says, or leave it as it was",
+       "bulkhead apply -f node.yaml            shows the plan, asks, carries it out\n"
+       "bulkhead apply -f node.yaml --yes      without asking\n"
+       "bulkhead apply -f node.yaml --dry-run  the plan alone\n"
+       "bulkhead apply -f node.yaml --evict    ends the processes that are in the way",
+       bind_apply},
+      {"verify", "Say whether the host still is what a node file says",
+       "bulkhead verify -f node.yaml         exit 0: it is; 1: the differences\n"
+       "bulkhead verify -f node.yaml --json  for monitoring",
+       bind_verify},
+      {"rollback", "Take the last apply back",
+       "bulkhead rollback          shows the undos, asks, carries them out\n"
+       "bulkhead rollback --yes    without asking",
+       bind_rollback},
+      {"history", "Show what bulkhead did to this host",
+       "bulkhead history         the runs, newest first\n"
+       "bulkhead history 7       one run, step by step\n"
+       "bulkhead history --json  everything",
+       bind_history},
   };
   return table;
 }
