@@ -12,6 +12,7 @@ std::function<int(const Context&)> bind_apply(CLI::App& app);
 std::function<int(const Context&)> bind_verify(CLI::App& app);
 std::function<int(const Context&)> bind_rollback(CLI::App& app);
 std::function<int(const Context&)> bind_history(CLI::App& app);
+std::function<int(const Context&)> bind_twin(CLI::App& app);
 
 const std::vector<Verb>& verbs() {
   static const std::vector<Verb> table = {
@@ -57,6 +58,14 @@ const std::vector<Verb>& verbs() {
        "bulkhead history 7       one run, step by step\n"
        "bulkhead history --json  everything",
        bind_history},
+      {"twin", "Bring up a pretend machine to try everything on",
+       "bulkhead twin list                              profiles, and twins that are up\n"
+       "bulkhead twin up dgx-h100 --dir /tmp/d          eight H100 that are not there\n"
+       "bulkhead twin run --dir /tmp/d -- nvidia-smi    any program against it\n"
+       "bulkhead twin load 0 --watts 650 --dir /tmp/d   and step 10s: warmer\n"
+       "bulkhead twin break lost-from-nvml --gpu 3      one surface fails alone\n"
+       "bulkhead twin down --dir /tmp/d                 gone",
+       bind_twin},
   };
   return table;
 }

@@ -1,0 +1,325 @@
+// bulkhead twin: pretend machines to try everything on. Thin: every word of it is in twin/control.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
+#include <unistd.h>
+
+#include <CLI/App.hpp>
+#include <fmt/format.h>
+
+#include "base/json.hpp"
+#include "base/text.hpp"
+#include "cli/cli.hpp"
+#include "twin/control/control.hpp"
+
+namespace bulkhead::cli {
+
+namespace {
+
+struct Options {
+  std::string profile = {}, profile_file = {}, directory = {}, library = {}, fault = {}, function = {}, target = {}, duration = {}, name = {}, memory = {};
+  std::uint64_t seed = 1, delay_ms = 0, count = 1;
+  bool stepped = false, no_init = false, json = false, list = false, graphics = false, all = false;
+  unsigned port = 0;
+  std::uint32_t gpu = twin::none, times = twin::none, pid = 0, code = 0;
+  std::int32_t answer = 999;
+  std::optional<double> watts = {}, busy = {}, inlet = {};
+  double process_busy = 0;
+  std::vector<std::string> words = {};
+};
+
+// --dir, else BULKHEAD_TWIN, else the one twin that runs.
+Result<std::filesystem::path> directory_of(const Options& options) {
+  if (!options.directory.empty()) return std::filesystem::path(options.directory);
+  if (const char* set = std::getenv("BULKHEAD_TWIN"); set != nullptr && *set != '\0') return std::filesystem::path(set);
+  if (!options.profile.empty()) return twin::default_directory(options.profile);
+  const auto all = twin::running();
+  if (all.size() == 1) return all[0].directory;
+  if (all.empty()) return Error(Errc::not_found, "no twin is up in the default place", "bulkhead twin up dgx-h100, or name one: --dir DIR");
+  return Error(Errc::invalid, fmt::format("{} twins are up", all.size()), "name one: --dir DIR");
+}
+
+// "10s", "500ms", "2m", "1h": nanoseconds.
+Result<std::uint64_t> parse_duration(std::string_view text) {
+  static constexpr std::pair<std::string_view, double> units[] = {{"ms", 1e6}, {"us", 1e3}, {"ns", 1}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9}};
+  for (const auto& [unit, factor] : units) {
+    if (!text.ends_with(unit)) continue;
+    const std::string number(text.substr(0, text.size() - unit.size()));
+    char* end = nullptr;
+    const double value = std::strtod(number.c_str(), &end);
+    if (!number.empty() && *end == '\0' && std::isfinite(value) && value >= 0 && value * factor <= 31 * 86400e9) {
+      return static_cast<std::uint64_t>(value * factor);
+    }
+    break;
+  }
+  return Error(Errc::invalid, fmt::format("{} is no time of at most a month", printable(text)), "like 500ms, 10s, 2m or 1h");
+}
+
+// "512MiB", "20GiB", "1048576".
+Result<std::uint64_t> parse_memory(std::string_view text) {
+  if (text.empty()) return std::uint64_t{0};
+  static constexpr std::pair<std::string_view, unsigned> units[] = {{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"K", 10}, {"M", 20}, {"G", 30}, {"", 0}};
+  for (const auto& [unit, shift] : units) {
+    if (!text.ends_with(unit)) continue;
+    const auto value = parse_u64(text.substr(0, text.size() - unit.size()));
+    if (value && *value <= (1ULL << 44U >> shift)) return *value << shift;
+    break;
+  }
+  return Error(Errc::invalid, fmt::format("{} is no amount of memory", printable(text)), "like 512MiB or 20GiB");
+}
+
+int said(const Context& context, const Status& status, std::string_view done) {
+  if (!status.ok()) return fail(context, status.error());
+  return print(fmt::format("{}\n", done));
+}
+
+int run_up(const Context& context, const Options& o) {
+  twin::UpOptions up{.profile = o.profile, .profile_file = o.profile_file, .directory = o.directory, .library = o.library, .seed = o.seed,
+                     .realtime = !o.stepped, .init = !o.no_init, .fabric_manager_port = o.port};
+  const auto made = twin::up(up);
+  if (!made.ok()) return fail(context, made.error());
+  std::string text = fmt::format("twin {} is up in {}\n", o.profile.empty() ? o.profile_file : o.profile, made->string());
+  for (const auto& line : twin::environment(*made)) text += fmt::format("  export {}\n", line);
+  return print(text + fmt::format("try: bulkhead twin run --dir {} -- nvidia-smi -L\n", made->string()));
+}
+
+int run_list(const Context& context, const Options& o) {
+  const auto known = twin::profiles();
+  const auto up = twin::running();
+  if (o.json) {
+    Json out = {{"profiles", Json::array()}, {"running", Json::array()}};
+    for (const auto& p : known) out["profiles"].push_back({{"name", p.name}, {"summary", p.summary}});
+    for (const auto& t : up) out["running"].push_back({{"name", t.name}, {"profile", t.profile}, {"directory", t.directory.string()}, {"init_pid", t.init_pid}});
+    return print(dump(out) + "\n");
+  }
+  Table profiles({"PROFILE", "WHAT"});
+  for (const auto& p : known) profiles.row({p.name, p.summary});
+  std::string text = profiles.str(context);
+  if (!up.empty()) {
+    Table table({"UP", "PROFILE", "DIRECTORY"});
+    for (const auto& t : up) table.row({t.name, t.profile, t.directory.string()}, {Tone::good});
+    text += "\n" + table.str(context);
+  }
+  return print(text);
+}
+
+int run_status(const Context& context, const Options& o) {
+  const auto directory = directory_of(o);
+  if (!directory.ok()) return fail(context, directory.error());
+  const auto status = twin::status(*directory);
+  if (!status.ok()) return fail(context, status.error());
+  const Json& s = *status;
+  if (o.json) return print(dump(s) + "\n");
+  Table gpus({"GPU", "PCI", "MIG", "BUSY", "WATTS", "TEMP", "MHZ", "MODEL"});
+  for (const auto& g : s["gpus"]) {
+    std::size_t compute = 0;
+    for (const auto& gi : g["instances"]) compute += gi["compute"].size();
+    gpus.row({fmt::format("{}", g["index"].get<unsigned>()), g["pci"].get<std::string>(),
+              g["mig"]["current"].get<bool>() ? fmt::format("{} GI {} CI", g["instances"].size(), compute) : "off",
+              fmt::format("{:.0f}%", g["busy"].get<double>() * 100), fmt::format("{:.0f}/{:.0f}", g["watts"].get<double>(), g["power_limit_watts"].get<double>()),
+              fmt::format("{:.0f}C", g["temperature_c"].get<double>()), fmt::format("{}", g["graphics_mhz"].get<long>()), g["model"].get<std::string>()});
+  }
+  std::string text = fmt::format("{} in {}, driver {}, {:.1f} s after boot{}\n\n", s["profile"].get<std::string>(), s["directory"].get<std::string>(),
+                                 s["driver_version"].get<std::string>(), s["clock"]["seconds_since_boot"].get<double>(),
+                                 s["clock"]["follows_host"].get<bool>() ? "" : " (stepped clock)") + gpus.str(context);
+  for (const auto& p : s["processes"]) {
+    text += fmt::format("process {} {} on GPU {}{}\n", p["pid"].get<unsigned>(), p["name"].get<std::string>(), p["gpu"].get<unsigned>(),
+                        p.contains("gpu_instance") ? fmt::format(", instance {}", p["gpu_instance"].get<unsigned>()) : "");
+  }
+  for (const auto& f : s["faults"]) text += paint(context, Tone::bad, fmt::format("fault {}", dump(f))) + "\n";
+  return print(text);
+}
+
+int run_command(const Context& context, const Options& o) {
+  std::vector<std::string> command = o.words;
+  std::filesystem::path directory = o.directory;
+  bool temporary = false;
+  if (directory.empty()) {
+    const auto known = twin::profiles();
+    const bool named = !command.empty() && std::any_of(known.begin(), known.end(), [&](const auto& p) { return p.name == command[0]; });
+    if (named) {
+      const std::string profile = command[0];
+      command.erase(command.begin());
+      directory = twin::default_directory(profile);
+      if (!twin::open_twin(directory).ok()) {
+        // Nobody's twin: one for this program alone, gone after it.
+        std::string pattern = (std::filesystem::temp_directory_path() / "bulkhead-twin-XXXXXX").string();
+        if (::mkdtemp(pattern.data()) == nullptr) return fail(context, errno_error("make a temporary directory", errno));
+        directory = pattern;
+        const auto made = twin::up({.profile = profile, .directory = directory, .library = o.library, .seed = o.seed, .realtime = !o.stepped, .init = !o.no_init});
+        if (!made.ok()) {
+          std::error_code ignored;
+          std::filesystem::remove_all(directory, ignored);
+          return fail(context, made.error());
+        }
+        temporary = true;
+      }
+    } else {
+      const auto found = directory_of(o);
+      if (!found.ok()) return fail(context, found.error());
+      directory = *found;
+    }
+  }
+  const auto code = twin::run(directory, command);
+  if (temporary) {
+    if (auto gone = twin::down(directory); !gone.ok()) fail(context, gone.error());
+  }
+  if (!code.ok()) return fail(context, code.error());
+  return *code;
+}
+
+int run_attach(const Context& context, const Options& o) {
+  const auto directory = directory_of(o);
+  if (!directory.ok()) return fail(context, directory.error());
+  twin::Attach wanted{.name = o.name, .busy = o.process_busy, .graphics = o.graphics};
+  const auto parts = split(o.target, ':');
+  std::uint32_t* const fields[] = {&wanted.gpu, &wanted.gpu_instance, &wanted.compute_instance};
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto number = parse_u64(parts[i]);
+    if (i >= 3 || !number || *number > 1000) return fail(context, Error(Errc::invalid, fmt::format("{} is no GPU[:GI[:CI]]", printable(o.target)), "like 0, or 3:1:0"));
+    *fields[i] = static_cast<std::uint32_t>(*number);
+  }
+  // The default compute instance of a named GPU instance.
+  if (wanted.gpu_instance != twin::none && wanted.compute_instance == twin::none) wanted.compute_instance = 0;
+  const auto memory = parse_memory(o.memory);
+  if (!memory.ok()) return fail(context, memory.error());
+  wanted.memory_bytes = *memory;
+  if (o.pid != 0) wanted.pid = o.pid;
+  const auto pid = twin::attach(*directory, wanted);
+  if (!pid.ok()) return fail(context, pid.error());
+  return print(fmt::format("{}\n", *pid));
+}
+
+}  // namespace
+
+std::function<int(const Context&)> bind_twin(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  auto chosen = std::make_shared<std::function<int(const Context&)>>();
+  app.require_subcommand(1);
+  app.fallthrough();
+  const auto verb = [&](const char* name, const char* summary, auto declare, std::function<int(const Context&, const Options&)> act) {
+    CLI::App* sub = app.add_subcommand(name, summary);
+    declare(*sub);
+    sub->callback([o, chosen, act] { *chosen = [o, act](const Context& context) { return act(context, *o); }; });
+  };
+  const auto on_twin = [&o](CLI::App& sub) { sub.add_option("--dir", o->directory, "The twin's directory (BULKHEAD_TWIN)"); };
+  // For the verbs that change a twin: find it, then do it.
+  const auto changing = [](std::function<Status(const std::filesystem::path&, const Options&)> act, std::string done) {
+    return [act, done](const Context& context, const Options& options) {
+      const auto directory = directory_of(options);
+      if (!directory.ok()) return fail(context, directory.error());
+      return said(context, act(*directory, options), done);
+    };
+  };
+
+  verb("up", "Bring a pretend machine up", [&](CLI::App& sub) {
+    sub.add_option("profile", o->profile, "Which (bulkhead twin list)");
+    sub.add_option("--profile-file", o->profile_file, "A profile of your own");
+    sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1 (default: the one installed with bulkhead)");
+    sub.add_option("--seed", o->seed, "Decides UUIDs and serial numbers");
+    sub.add_option("--fabric-manager-port", o->port, "TCP port of the pretend Fabric Manager");
+    sub.add_flag("--stepped", o->stepped, "Time moves by `twin step` only");
+    sub.add_flag("--no-init", o->no_init, "Without the pretend systemd");
+    on_twin(sub);
+  }, [](const Context& context, const Options& options) {
+    if (options.profile.empty() == options.profile_file.empty()) {
+      return fail(context, Error(Errc::invalid, "one profile, or one --profile-file", "see: bulkhead twin list"));
+    }
+    return run_up(context, options);
+  });
+  verb("down", "Take it away", [&](CLI::App& sub) {
+    sub.add_option("profile", o->profile, "The twin in this profile's default directory");
+    on_twin(sub);
+  }, changing([](const auto& directory, const Options&) { return twin::down(directory); }, "the twin is down"));
+  verb("list", "Show the profiles and the twins that are up", [&](CLI::App& sub) { sub.add_flag("--json", o->json, "For programs"); }, run_list);
+  verb("status", "Show a twin's GPUs, processes and faults", [&](CLI::App& sub) {
+    sub.add_flag("--json", o->json, "For programs");
+    on_twin(sub);
+  }, run_status);
+  verb("run", "Run a program in it", [&](CLI::App& sub) {
+    sub.add_option("words", o->words, "PROFILE -- COMMAND..., or with --dir COMMAND... alone")->expected(1, -1);
+    sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1");
+    sub.add_option("--seed", o->seed, "Decides UUIDs and serial numbers");
+    sub.positionals_at_end();
+    on_twin(sub);
+  }, run_command);
+  verb("step", "Let simulated time pass", [&](CLI::App& sub) {
+    sub.add_option("time", o->duration, "500ms, 10s, 2m, 1h")->required();
+    on_twin(sub);
+  }, [](const Context& context, const Options& options) {
+    const auto time = parse_duration(options.duration);
+    if (!time.ok()) return fail(context, time.error());
+    const auto directory = directory_of(options);
+    if (!directory.ok()) return fail(context, directory.error());
+    return said(context, twin::step(*directory, *time), fmt::format("{} later", options.duration));
+  });
+  verb("load", "Make a GPU work, or draw power", [&](CLI::App& sub) {
+    sub.add_option("gpu", o->gpu, "Index")->required();
+    sub.add_option("--watts", o->watts, "What the board draws if nothing limits it");
+    sub.add_option("--busy", o->busy, "0 to 1");
+    sub.add_option("--inlet", o->inlet, "Temperature of the cooling air, C");
+    on_twin(sub);
+  }, changing([](const auto& directory, const Options& options) {
+    return twin::load(directory, options.gpu, {.watts = options.watts, .busy = options.busy, .inlet = options.inlet});
+  }, "done"));
+  verb("attach", "Put a process on a GPU or MIG instance; prints its pid", [&](CLI::App& sub) {
+    sub.add_option("target", o->target, "GPU[:GI[:CI]]")->required();
+    sub.add_option("--pid", o->pid, "A real process (default: a simulated one)");
+    sub.add_option("--name", o->name, "Its name");
+    sub.add_option("--memory", o->memory, "Device memory it holds: 20GiB");
+    sub.add_option("--busy", o->process_busy, "0 to 1 of its slice");
+    sub.add_flag("--graphics", o->graphics, "A graphics client");
+    on_twin(sub);
+  }, run_attach);
+  verb("detach", "End processes' hold on GPUs", [&](CLI::App& sub) {
+    auto* pid = sub.add_option("pid", o->pid, "Which");
+    sub.add_flag("--all", o->all, "Every one")->excludes(pid);
+    on_twin(sub);
+  }, [](const Context& context, const Options& options) {
+    if (options.pid == 0 && !options.all) return fail(context, Error(Errc::invalid, "a pid, or --all", "bulkhead twin status"));
+    const auto directory = directory_of(options);
+    if (!directory.ok()) return fail(context, directory.error());
+    return said(context, twin::detach(*directory, options.all ? std::nullopt : std::optional(options.pid)), "done");
+  });
+  verb("xid", "Report an XID: an NVML event and a line in the kernel log", [&](CLI::App& sub) {
+    sub.add_option("gpu", o->gpu, "Index")->required();
+    sub.add_option("code", o->code, "31, 48, 79 ...")->required();
+    sub.add_option("--pid", o->pid, "The attached process that caused it");
+    on_twin(sub);
+  }, changing([](const auto& directory, const Options& options) {
+    return twin::xid(directory, options.gpu, options.code, options.pid == 0 ? std::nullopt : std::optional(options.pid));
+  }, "done"));
+  verb("break", "Break one thing", [&](CLI::App& sub) {
+    sub.add_option("fault", o->fault, "Which (--list)");
+    sub.add_flag("--list", o->list, "Show the faults");
+    sub.add_option("--gpu", o->gpu, "Only on this GPU");
+    sub.add_option("--function", o->function, "The NVML function, for *-call and kill-*");
+    sub.add_option("--code", o->answer, "The nvmlReturn_t that fail-call answers");
+    sub.add_option("--delay-ms", o->delay_ms, "For hang-call and slow-destroy");
+    sub.add_option("--times", o->times, "How often it happens (default: until mended)");
+    sub.add_option("--count", o->count, "How many errors, for ecc");
+    on_twin(sub);
+  }, [](const Context& context, const Options& options) {
+    if (options.list || options.fault.empty()) {
+      Table table({"FAULT", "WHAT"});
+      for (const auto& f : twin::fault_names()) table.row({std::string(f.name), std::string(f.summary)});
+      return print(table.str(context));
+    }
+    const auto directory = directory_of(options);
+    if (!directory.ok()) return fail(context, directory.error());
+    return said(context, twin::break_it(*directory, {.name = options.fault, .gpu = options.gpu, .function = options.function, .code = options.answer,
+                                                     .delay_ms = options.delay_ms, .times = options.times, .count = options.count}),
+                fmt::format("{} is broken", options.fault));
+  });
+  verb("mend", "Mend what was broken", [&](CLI::App& sub) {
+    sub.add_option("fault", o->fault, "Which (default: everything)");
+    sub.add_option("--gpu", o->gpu, "Only on this GPU");
+    on_twin(sub);
+  }, changing([](const auto& directory, const Options& options) { return twin::mend(directory, options.fault, options.gpu); }, "mended"));
+  return [chosen](const Context& context) { return (*chosen)(context); };
+}
+
+}  // namespace bulkhead::cli
