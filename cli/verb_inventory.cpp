@@ -167,6 +167,22 @@ std::string host_block(const Context& context, const Host& host) {
     std::string switches = fmt::format("{} NVSwitches:", host.nvswitches.size());
     for (const auto& pci : host.nvswitches) switches += " " + pci.address.str();
     add_field(out, context, "Fabric", switches);
+    std::vector<std::string> waiting;
+    for (const auto& gpu : host.gpus) {
+      const bool joined = gpu.nvlink.fabric_state.value_or("") == "completed" &&
+                          gpu.nvlink.fabric_status.value_or("") == "success";
+      if (joined) continue;
+      waiting.push_back(fmt::format(
+          "GPU {}: {}", gpu.index,
+          gpu.nvlink.fabric_state ? *gpu.nvlink.fabric_state +
+                                        (gpu.nvlink.fabric_status ? " with " + *gpu.nvlink.fabric_status : "")
+                                  : gpu.nvlink.fabric_state.why));
+    }
+    if (waiting.empty() && !host.gpus.empty()) {
+      add_field(out, context, "", "every GPU has joined the fabric");
+    } else if (!waiting.empty()) {
+      add_field(out, context, "", paint(context, Tone::warn, "not joined: " + join(waiting, "; ")));
+    }
   }
   return out;
 }

@@ -653,29 +653,39 @@ Result<Sensors> Nvml::sensors(Device device) {
   return sensors;
 }
 
-Result<unsigned> Nvml::nvlinks_active(Device device, unsigned links) {
+Result<NvLinks> Nvml::nvlinks(Device device, std::optional<unsigned> count) {
   Table& t = *table_;
-  links = std::min(links, sane);
-  std::array<nvmlFieldValue_t, sane> values = {};
-  for (unsigned i = 0; i < links; ++i) {
-    values[i].fieldId = abi::field_nvlink_state;
-    values[i].scopeId = i;
-    values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+  NvLinks found;
+  if (count && *count > 0) {
+    const unsigned links = std::min(*count, sane);
+    std::array<nvmlFieldValue_t, sane> values = {};
+    for (unsigned i = 0; i < links; ++i) {
+      values[i].fieldId = abi::field_nvlink_state;
+      values[i].scopeId = i;
+      values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+    }
+    const bool batch =
+        t.raw(t.api.fields, handle_of(device), static_cast<int>(links), values.data()) == NVML_SUCCESS;
+    if (batch && std::all_of(values.begin(), values.begin() + links,
+                             [](const auto& value) { return value.nvmlReturn == NVML_SUCCESS; })) {
+      found.links = links;
+      for (unsigned i = 0; i < links; ++i) found.active += count_of(values[i]).value_or(0) == 1 ? 1U : 0U;
+      return found;
+    }
   }
-  unsigned active = 0;
-  const bool batch =
-      t.raw(t.api.fields, handle_of(device), static_cast<int>(links), values.data()) == NVML_SUCCESS;
-  if (batch && std::all_of(values.begin(), values.begin() + links,
-                           [](const auto& value) { return value.nvmlReturn == NVML_SUCCESS; })) {
-    for (unsigned i = 0; i < links; ++i) active += count_of(values[i]).value_or(0) == 1 ? 1U : 0U;
-    return active;
-  }
-  for (unsigned i = 0; i < links; ++i) {
+  // One by one, until the driver knows no further link.
+  for (unsigned i = 0; i < count.value_or(sane) && i < sane; ++i) {
     nvmlEnableState_t state = NVML_FEATURE_DISABLED;
-    BH_CHECK(t.call(t.api.nvlink_state, handle_of(device), i, &state));
-    active += state == NVML_FEATURE_ENABLED ? 1U : 0U;
+    const nvmlReturn_t code = t.raw(t.api.nvlink_state, handle_of(device), i, &state);
+    if (code == NVML_ERROR_NOT_SUPPORTED || code == NVML_ERROR_INVALID_ARGUMENT ||
+        code == NVML_ERROR_FUNCTION_NOT_FOUND) {
+      break;
+    }
+    if (code != NVML_SUCCESS) return t.failure(code, t.api.nvlink_state.name);
+    ++found.links;
+    found.active += state == NVML_FEATURE_ENABLED ? 1U : 0U;
   }
-  return active;
+  return found;
 }
 
 Result<Fabric> Nvml::fabric(Device device) {

@@ -66,7 +66,11 @@ struct Sensors {
   Reading<Milliwatts> power_average = {};  // one second
   Reading<Milliwatts> limit = {}, limit_default = {}, limit_min = {}, limit_max = {};
   Reading<std::uint64_t> ecc_corrected = {}, ecc_uncorrected = {};  // volatile
-  unsigned nvlinks = 0;                                             // links the chip has and may use
+  std::optional<unsigned> nvlinks = {};  // how many the chip has; empty: the batch does not say
+};
+
+struct NvLinks {
+  unsigned links = 0, active = 0;
 };
 
 struct Fabric {
@@ -118,7 +122,7 @@ class Nvml {
   Result<std::uint64_t> clock_event_reasons(Device);
   Result<std::string> virtualization(Device);  // "none", "pass-through", "vgpu", "host-vgpu", "host-vsga"
   Result<Sensors> sensors(Device);
-  Result<unsigned> nvlinks_active(Device, unsigned links);
+  Result<NvLinks> nvlinks(Device, std::optional<unsigned> count);  // count: what sensors() said
   Result<Fabric> fabric(Device);
   Result<std::string> process_name(int pid);  // as the driver knows it, for pids of other namespaces
 

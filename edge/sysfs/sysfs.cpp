@@ -211,15 +211,15 @@ Reading<std::string> module_version(const fs::path& root) {
 Result<std::vector<PciHead>> pci_heads(const fs::path& root) {
   const fs::path devices = root / "sys/bus/pci/devices";
   BH_TRY(const auto names, list_directory(devices));
+  const Directory bus(devices);
+  if (!bus.ok()) return bus.error();
   std::vector<PciHead> heads;
   for (const auto& name : names) {
     const auto address = PciAddress::parse(name);
     if (!address.ok()) continue;
-    const Directory device(devices / name);
-    if (!device.ok()) continue;
     heads.push_back({.address = *address,
-                     .vendor = number_or_zero<std::uint16_t>(device, "vendor", 16),
-                     .class_code = number_or_zero<std::uint32_t>(device, "class", 16)});
+                     .vendor = number_or_zero<std::uint16_t>(bus, (name + "/vendor").c_str(), 16),
+                     .class_code = number_or_zero<std::uint32_t>(bus, (name + "/class").c_str(), 16)});
   }
   std::sort(heads.begin(), heads.end(), [](const auto& a, const auto& b) { return a.address < b.address; });
   return heads;
@@ -345,19 +345,18 @@ Result<std::string> boot_id(const fs::path& root) {
 }
 
 Result<std::vector<Governor>> governors(const fs::path& root) {
-  const fs::path policies = root / "sys/devices/system/cpu/cpufreq";
-  const auto names = list_directory(policies);
+  const fs::path path = root / "sys/devices/system/cpu/cpufreq";
+  const auto names = list_directory(path);
+  const Directory policies(path);  // hundreds of policies: read relative to this one descriptor
   std::vector<Governor> all;
   for (const auto& name : names.value_or({})) {
     if (!name.starts_with("policy") || !parse_u64(std::string_view(name).substr(6))) continue;
-    const Directory policy(policies / name);
-    if (!policy.ok()) continue;
-    const auto now = policy.read("scaling_governor");
+    const auto now = policies.read((name + "/scaling_governor").c_str());
     if (!now.ok()) continue;
     Governor governor{.policy = name, .now = printable(*now, 64)};
     // Every policy of a host offers the same: the first one is asked.
     if (all.empty()) {
-      const std::string offered = policy.read("scaling_available_governors").value_or("");
+      const std::string offered = policies.read((name + "/scaling_available_governors").c_str()).value_or("");
       for (const auto word : split(offered, ' ')) {
         if (!word.empty()) governor.offered.push_back(printable(word, 64));
       }

@@ -163,7 +163,32 @@ void skip_slow(Gpu& gpu) {
   gpu.clock_event_reasons = Reading<std::uint64_t>::missing(why);
 }
 
-void read_gpu(Nvml& driver, Device device, Detail detail, Names& names, Gpu& gpu,
+// `switched`: the host has NVSwitches, so the GPU must register with the Fabric Manager before CUDA works.
+void read_nvlink(Nvml& driver, Device device, Detail detail, std::optional<unsigned> count, bool switched,
+                 Gpu& gpu, std::vector<std::string>& notes) {
+  if (detail == Detail::full) {
+    if (const auto links = driver.nvlinks(device, count); links.ok()) {
+      gpu.nvlink.links = links->links;
+      gpu.nvlink.active = links->active;
+    } else {
+      notes.push_back(fmt::format("GPU {}: NVLink: {}", gpu.index, links.error().message()));
+    }
+  }
+  if (!switched && gpu.nvlink.links == 0) {
+    gpu.nvlink.fabric_state = gpu.nvlink.fabric_status = Reading<std::string>::missing("no NVLink in use");
+    return;
+  }
+  const auto fabric = driver.fabric(device);
+  if (fabric.ok()) {
+    gpu.nvlink.fabric_state = fabric->state;
+    gpu.nvlink.fabric_status = fabric->status;
+  } else {
+    gpu.nvlink.fabric_state = gpu.nvlink.fabric_status =
+        Reading<std::string>::missing(fabric.error().message());
+  }
+}
+
+void read_gpu(Nvml& driver, Device device, Detail detail, bool switched, Names& names, Gpu& gpu,
               std::vector<std::string>& notes) {
   const auto memory = driver.memory(device);
   if (memory.ok()) {
@@ -184,6 +209,7 @@ void read_gpu(Nvml& driver, Device device, Detail detail, Names& names, Gpu& gpu
     skip_slow(gpu);
   }
   gpu.virtualization = driver.virtualization(device);
+  std::optional<unsigned> nvlink_count;
   if (const auto sensors = driver.sensors(device); sensors.ok()) {
     gpu.power = {sensors->power_average, sensors->limit, sensors->limit_default, sensors->limit_min,
                  sensors->limit_max};
@@ -193,30 +219,14 @@ void read_gpu(Nvml& driver, Device device, Detail detail, Names& names, Gpu& gpu
       gpu.ecc =
           Reading<inventory::EccCounts>::missing(sensors->ecc_corrected.why + sensors->ecc_uncorrected.why);
     }
-    gpu.nvlink.links = sensors->nvlinks;
+    nvlink_count = sensors->nvlinks;
   } else {
     const std::string& why = sensors.error().message();
     gpu.power.draw = gpu.power.limit = gpu.power.limit_default = gpu.power.limit_min = gpu.power.limit_max =
         Reading<Milliwatts>::missing(why);
     gpu.ecc = Reading<inventory::EccCounts>::missing(why);
   }
-  if (gpu.nvlink.links > 0) {
-    if (const auto active = driver.nvlinks_active(device, gpu.nvlink.links); active.ok()) {
-      gpu.nvlink.active = *active;
-    } else {
-      notes.push_back(fmt::format("GPU {}: NVLink: {}", gpu.index, active.error().message()));
-    }
-    const auto fabric = driver.fabric(device);
-    if (fabric.ok()) {
-      gpu.nvlink.fabric_state = fabric->state;
-      gpu.nvlink.fabric_status = fabric->status;
-    } else {
-      gpu.nvlink.fabric_state = gpu.nvlink.fabric_status =
-          Reading<std::string>::missing(fabric.error().message());
-    }
-  } else {
-    gpu.nvlink.fabric_state = gpu.nvlink.fabric_status = Reading<std::string>::missing("no NVLink in use");
-  }
+  read_nvlink(driver, device, detail, nvlink_count, switched, gpu, notes);
   read_mig(driver, device, detail, gpu, notes);
   read_processes(driver, device, names, gpu, notes);
   gpu.pool = gpu.mig_now ? inventory::Pool::mig : inventory::Pool::exclusive;
@@ -292,7 +302,7 @@ void read_driver(const Access& access, Nvml& driver, Host& host, std::vector<inv
       host.notes.push_back(
           fmt::format("GPU {}: {} is not on the PCI bus that the kernel shows", index, address->str()));
     }
-    read_gpu(driver, *device, access.detail, names, gpu, host.notes);
+    read_gpu(driver, *device, access.detail, !host.nvswitches.empty(), names, gpu, host.notes);
     host.gpus.push_back(std::move(gpu));
   }
 }
