@@ -404,7 +404,7 @@ std::string cost_table(const Context& context, const observe::Cost& cost) {
 
 int run(const Context& context, const Options& options) {
   observe::Cost cost;
-  const bool page = !options.json && options.gpu < 0;
+  const bool page = !options.json && !options.wide && options.gpu < 0;
   auto host = observe::host({.root = context.root,
                              .nvml_library = context.nvml_library,
                              .state_dir = context.state_dir,

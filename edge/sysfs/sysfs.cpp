@@ -34,15 +34,14 @@ class Directory {
   Result<std::string> read(const char* name) const {
     const UniqueFd file(::openat(fd_.get(), name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     if (!file) return errno_error(fmt::format("read {}", (path_ / name).string()), errno);
+    // One read: the kernel answers a sysfs attribute whole, and hundreds of them are read.
     std::array<char, 4096> page;
-    std::size_t size = 0;
-    while (size < page.size()) {
-      const ssize_t got = ::read(file.get(), page.data() + size, page.size() - size);
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return errno_error(fmt::format("read {}", (path_ / name).string()), errno);
-      if (got == 0) break;
-      size += static_cast<std::size_t>(got);
-    }
+    ssize_t got = 0;
+    do {
+      got = ::read(file.get(), page.data(), page.size());
+    } while (got < 0 && errno == EINTR);
+    if (got < 0) return errno_error(fmt::format("read {}", (path_ / name).string()), errno);
+    const auto size = static_cast<std::size_t>(got);
     return std::string(trim(std::string_view(page.data(), size)));
   }
 
@@ -225,7 +224,7 @@ Result<std::vector<PciHead>> pci_heads(const fs::path& root) {
   return heads;
 }
 
-Result<inventory::PciDevice> pci_device(const fs::path& root, const PciAddress& address) {
+Result<inventory::PciDevice> pci_device(const fs::path& root, const PciAddress& address, PciDetail detail) {
   const fs::path path = root / "sys/bus/pci/devices" / address.str();
   const Directory device(path);
   if (!device.ok()) return device.error();
@@ -233,9 +232,36 @@ Result<inventory::PciDevice> pci_device(const fs::path& root, const PciAddress& 
   out.address = address;
   out.vendor = number_or_zero<std::uint16_t>(device, "vendor", 16);
   out.device = number_or_zero<std::uint16_t>(device, "device", 16);
+  out.class_code = number_or_zero<std::uint32_t>(device, "class", 16);
+
+  if (const auto text = device.read("numa_node"); text.ok()) {
+    const auto node = parse_i64(*text);
+    if (node && *node >= 0 && *node <= 4096) {
+      out.numa_node = static_cast<int>(*node);
+    } else if (node && *node == -1) {
+      out.numa_node = missing<int>("the firmware names no NUMA node (the kernel says -1)");
+    } else {
+      out.numa_node = missing<int>(fmt::format("the kernel says '{}'", printable(*text, 40)));
+    }
+  } else {
+    out.numa_node = missing<int>(text.error().message());
+  }
+  if (auto driver = device.link("driver")) {
+    out.driver = printable(*driver, 64);
+  } else {
+    out.driver = missing<std::string>("no driver is bound");
+  }
+  if (const auto physical = device.link("physfn")) {
+    if (const auto parent = PciAddress::parse(*physical); parent.ok()) out.physical_function = *parent;
+  }
+  if (detail == PciDetail::brief) {
+    const std::string why = "not asked";
+    out.iommu_group = out.vfs_total = out.vfs_now = missing<unsigned>(why);
+    out.link_now = out.link_max = missing<inventory::PciLink>(why);
+    return out;
+  }
   out.subsystem_vendor = number_or_zero<std::uint16_t>(device, "subsystem_vendor", 16);
   out.subsystem_device = number_or_zero<std::uint16_t>(device, "subsystem_device", 16);
-  out.class_code = number_or_zero<std::uint32_t>(device, "class", 16);
 
   if (const auto group = device.link("iommu_group")) {
     const auto number = parse_u64(*group);
@@ -254,25 +280,8 @@ Result<inventory::PciDevice> pci_device(const fs::path& root, const PciAddress& 
     out.iommu_group = missing<unsigned>("in no IOMMU group: the IOMMU is off, or hidden from this machine");
   }
 
-  if (const auto text = device.read("numa_node"); text.ok()) {
-    const auto node = parse_i64(*text);
-    if (node && *node >= 0 && *node <= 4096) {
-      out.numa_node = static_cast<int>(*node);
-    } else if (node && *node == -1) {
-      out.numa_node = missing<int>("the firmware names no NUMA node (the kernel says -1)");
-    } else {
-      out.numa_node = missing<int>(fmt::format("the kernel says '{}'", printable(*text, 40)));
-    }
-  } else {
-    out.numa_node = missing<int>(text.error().message());
-  }
   if (const auto cpus = device.read("local_cpulist"); cpus.ok()) out.local_cpus = printable(*cpus, 256);
 
-  if (auto driver = device.link("driver")) {
-    out.driver = printable(*driver, 64);
-  } else {
-    out.driver = missing<std::string>("no driver is bound");
-  }
   out.link_now = link_of(device, "current_link_speed", "current_link_width");
   out.link_max = link_of(device, "max_link_speed", "max_link_width");
   out.bars = bars_of(device);
@@ -287,9 +296,6 @@ Result<inventory::PciDevice> pci_device(const fs::path& root, const PciAddress& 
     }
   } else {
     out.vfs_total = out.vfs_now = missing<unsigned>("no SR-IOV capability");
-  }
-  if (const auto physical = device.link("physfn")) {
-    if (const auto parent = PciAddress::parse(*physical); parent.ok()) out.physical_function = *parent;
   }
   return out;
 }

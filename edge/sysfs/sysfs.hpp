@@ -32,8 +32,15 @@ struct PciHead {
 // Every PCI function, in address order. Errc::not_found when the host has no PCI bus.
 Result<std::vector<PciHead>> pci_heads(const std::filesystem::path& root);
 
-// One function, in full.
-Result<inventory::PciDevice> pci_device(const std::filesystem::path& root, const PciAddress& address);
+enum class PciDetail {
+  full,
+  brief,  // ids, class, NUMA node, driver and physical function: a third of the files. The rest says "not
+          // asked"
+};
+
+// One function.
+Result<inventory::PciDevice> pci_device(const std::filesystem::path& root, const PciAddress& address,
+                                        PciDetail detail = PciDetail::full);
 
 // Fills what the kernel says of the host itself: names, kernel, CPUs, NUMA, memory, command line, boot id,
 // governor and the version of a loaded NVIDIA kernel module. Adds notes for what is missing.

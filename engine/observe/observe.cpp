@@ -243,7 +243,8 @@ std::string why_lost(const inventory::PciDevice& pci, const std::string& driver_
   return "the NVIDIA driver holds it, but its library does not list it";
 }
 
-void read_pci(const std::filesystem::path& root, Host& host, std::vector<inventory::PciDevice>& gpus) {
+void read_pci(const std::filesystem::path& root, sysfs::PciDetail detail, Host& host,
+              std::vector<inventory::PciDevice>& gpus) {
   const auto heads = sysfs::pci_heads(root);
   if (!heads.ok()) {
     host.notes.push_back("PCI: " + heads.error().message());
@@ -252,7 +253,7 @@ void read_pci(const std::filesystem::path& root, Host& host, std::vector<invento
   for (const auto& head : *heads) {
     const bool gpu_like = head.is_display() || head.is_accelerator();
     if (!head.is_nvswitch() && !gpu_like) continue;
-    auto device = sysfs::pci_device(root, head.address);
+    auto device = sysfs::pci_device(root, head.address, detail);
     if (!device.ok()) {
       host.notes.push_back("PCI: " + device.error().message());
       continue;
@@ -260,6 +261,8 @@ void read_pci(const std::filesystem::path& root, Host& host, std::vector<invento
     if (head.is_nvswitch()) {
       host.nvswitches.push_back(std::move(device).value());
     } else if (device->physical_function) {
+      if (detail == sysfs::PciDetail::brief) device = sysfs::pci_device(root, head.address);
+      if (!device.ok()) continue;
       host.virtual_functions.push_back(std::move(device).value());
     } else if (head.vendor == sysfs::vendor_nvidia) {
       gpus.push_back(std::move(device).value());
@@ -359,7 +362,8 @@ Result<Host> host(const Access& access, Cost* cost) {
   Host host;
   std::vector<inventory::PciDevice> on_bus;
   sysfs::read_host(access.root, host);
-  read_pci(access.root, host, on_bus);
+  const auto pci_detail = access.detail == Detail::full ? sysfs::PciDetail::full : sysfs::PciDetail::brief;
+  read_pci(access.root, pci_detail, host, on_bus);
   spent.kernel_ns = monotonic_ns() - began;
 
   std::string driver_said;
@@ -378,6 +382,10 @@ Result<Host> host(const Access& access, Cost* cost) {
                              : fmt::format("{} ({})", driver_said, driver.error().hint()));
   }
   for (auto& pci : on_bus) {
+    if (pci_detail == sysfs::PciDetail::brief) {  // its link may tell why
+      if (auto whole = sysfs::pci_device(access.root, pci.address); whole.ok())
+        pci = std::move(whole).value();
+    }
     std::string why = why_lost(pci, driver_said);
     host.lost.push_back({.pci = std::move(pci), .why = std::move(why)});
   }
