@@ -1,8 +1,8 @@
 // The private table that nvidia-smi asks for. What its slots mean was learned by watching the real program (facts/
 // nvml-clients); those we do not know answer NOT_SUPPORTED and never touch their arguments.
+#include <algorithm>
 #include <array>
-#include <cstdio>
-#include <cstdlib>
+#include <vector>
 
 #include "twin/nvml/library.hpp"
 
@@ -17,15 +17,60 @@ constexpr unsigned char wanted_guid[16] = {0xc4, 0xfe, 0x3e, 0x6c, 0xc9, 0x8f, 0
 int unknown() { return NVML_ERROR_NOT_SUPPORTED; }
 int log_hook() { return 0; }
 
-template <int N>
-int traced(void* a, void* b, void* c, void* d, void* e) {
-  std::fprintf(stderr, "slot %d %p %p %p %p %p\n", N, a, b, c, d, e);
-  return NVML_ERROR_NOT_SUPPORTED;
+// Slots 213 to 215: the processes of a GPU, as nvidia-smi merges them (by ascending pid): compute, MPS, graphics. 4128
+// bytes an entry; what lies behind the instance ids is not read by nvidia-smi and stays zero.
+struct ProcessEntry {
+  unsigned pid;
+  unsigned long long memory;
+  unsigned gpu_instance, compute_instance;
+  unsigned char rest[4128 - 24];
+};
+static_assert(sizeof(ProcessEntry) == 4128);
+
+nvmlReturn_t list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries, bool graphics) {
+  return ask("nvmlDeviceGetRunningProcessDetailList", device, count != nullptr && entries != nullptr, [&](const bulkhead::twin::nvml::Device& d) {
+    std::vector<const Process*> found;
+    for (const Process& process : d.state->processes) {
+      if (process.used != 0 && process.gpu == d.slot && (process.graphics != 0) == graphics) found.push_back(&process);
+    }
+    std::sort(found.begin(), found.end(), [](const auto* a, const auto* b) { return a->pid < b->pid; });
+    return put_list(found, count, entries, [&](const Process* process) {
+      ProcessEntry entry{};
+      entry.pid = process->pid;
+      entry.memory = process->memory_bytes;
+      entry.gpu_instance = d.mig_on() ? process->gpu_instance : none;
+      entry.compute_instance = d.mig_on() ? process->compute_instance : none;
+      return entry;
+    });
+  });
+}
+int compute_list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries) { return list(device, count, entries, false); }
+int graphics_list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries) { return list(device, count, entries, true); }
+int mps_list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries) {
+  return ask("nvmlDeviceGetMPSComputeRunningProcesses_v3", device, count != nullptr && entries != nullptr, [&](const bulkhead::twin::nvml::Device&) {
+    *count = 0;
+    return NVML_SUCCESS;
+  });
 }
 
-template <std::size_t... I>
-void fill_traced(void** table, std::index_sequence<I...>) {
-  ((table[I] = reinterpret_cast<void*>(&traced<static_cast<int>(I)>)), ...);
+// Slot 23: how near two GPUs lie, by bus id: 0 PIX, 1 PXB, 2 PHB, 3 NODE, 4 SYS. NVLink is nvidia-smi's own affair.
+int nearness(const char* one, const char* two, int* level) {
+  nvmlDevice_t a = nullptr, b = nullptr;
+  nvmlGpuTopologyLevel_t common = NVML_TOPOLOGY_SYSTEM;
+  if (one == nullptr || two == nullptr || level == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
+  nvmlReturn_t code = nvmlDeviceGetHandleByPciBusId_v2(one, &a);
+  if (code == NVML_SUCCESS) code = nvmlDeviceGetHandleByPciBusId_v2(two, &b);
+  if (code == NVML_SUCCESS) code = nvmlDeviceGetTopologyCommonAncestor(a, b, &common);
+  if (code == NVML_SUCCESS) *level = static_cast<int>(common) / 10 - 1;  // the enum counts in tens from INTERNAL
+  return code;
+}
+
+// Slot 230: the PCIe generation that the host's port can do.
+int host_generation(nvmlDevice_t device, unsigned* out) { return nvmlDeviceGetMaxPcieLinkGeneration(device, out); }
+
+template <class F>
+void* slot(F* function) {
+  return reinterpret_cast<void*>(function);
 }
 
 }  // namespace
@@ -34,11 +79,15 @@ extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlInternalGetEx
 nvmlReturn_t nvmlInternalGetExportTable(const void** table, const void* guid) {
   static const auto* const exported = [] {
     auto* t = new std::array<void*, slots>();
-    t->fill(reinterpret_cast<void*>(&unknown));
-    if (std::getenv("TRACE_SLOTS")) fill_traced(t->data(), std::make_index_sequence<slots>());
+    t->fill(slot(&unknown));
     (*t)[0] = reinterpret_cast<void*>(sizeof(*t));
-    (*t)[26] = reinterpret_cast<void*>(&log_hook);
-    (*t)[81] = reinterpret_cast<void*>(&nvmlDeviceGetHandleByIndex_v2);
+    (*t)[23] = slot(&nearness);
+    (*t)[26] = slot(&log_hook);
+    (*t)[81] = slot(&nvmlDeviceGetHandleByIndex_v2);
+    (*t)[213] = slot(&compute_list);
+    (*t)[214] = slot(&mps_list);
+    (*t)[215] = slot(&graphics_list);
+    (*t)[230] = slot(&host_generation);
     return t;
   }();
   if (table == nullptr || guid == nullptr) return NVML_ERROR_INVALID_ARGUMENT;

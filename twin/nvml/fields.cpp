@@ -68,6 +68,10 @@ std::optional<Live> live(Dev d, unsigned id) {
     case 271: return wide(g.ns_power_brake);
     default: break;
   }
+  if (id == 147) {  // NVSWITCH_CONNECTED_LINK_COUNT: what nvidia-smi topo prints as NV18
+    const auto up = std::count_if(std::begin(g.nvlink_active), std::end(g.nvlink_active), [](auto active) { return active != 0; });
+    return unsigned_of(d.state->nvswitch_count > 0 ? static_cast<double>(up) : 0);
+  }
   if (id == 38 && c.nvlinks > 0) return wide(crc_errors(g));         // NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL
   if (id == 91 && c.nvlinks > 0) return unsigned_of(c.nvlinks);      // NVLINK_LINK_COUNT
   return std::nullopt;

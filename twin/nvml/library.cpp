@@ -12,6 +12,8 @@
 #include <mutex>
 #include <optional>
 
+#include "base/clock.hpp"
+#include "twin/physics/physics.hpp"
 #include "twin/tree/tree.hpp"
 
 namespace bulkhead::twin::nvml {
@@ -196,15 +198,29 @@ class Entered {
   nvmlReturn_t code_ = NVML_SUCCESS;
 };
 
+// The recorded driver refreshes its sensors every 100 ms.
+constexpr std::uint64_t refresh_ns = 100000000;
+
+bool is_behind(const State& state) {
+  return state.realtime != 0 && monotonic_ns() > state.last_step_host_ns + refresh_ns;
+}
+
 nvmlReturn_t read_call(const char* function, std::uint32_t gpu, Entered& in, Borrowed<nvmlReturn_t(const State&)> answer) {
   Session& s = in.session();
   nvmlReturn_t code = NVML_SUCCESS;
   bool struck = false;
+  bool behind = false;
   const auto look = [&](const State& state) { code = state.driver_loaded == 0 ? NVML_ERROR_DRIVER_NOT_LOADED : answer(state); };
   s.file->read([&](const State& state) {
     struck = planted(state, function, gpu).has_value();
-    if (!struck) look(state);
+    behind = is_behind(state);
+    if (!struck && !behind) look(state);
   });
+  if (behind) {
+    // Sensors move with the host's clock: whoever looks first brings the world up to date.
+    s.file->write([](State& state) { return physics::follow(state, monotonic_ns()); });
+    if (!struck) s.file->read(look);
+  }
   if (!struck) return code;
   const Struck hit = strike(s, function, gpu);
   if (!hit.proceed) return hit.answer;
