@@ -11,6 +11,7 @@ namespace bulkhead::cli {
 namespace {
 
 std::string words_of(const store::Step& step) {
+  if (auto shown = step.detail.value("what", ""); !shown.empty()) return printable(shown);
   const auto action = plan::action_from_json(step.action);
   return action.ok() ? plan::describe(*action) : step.kind;
 }

@@ -25,6 +25,8 @@ namespace {
 constexpr std::int64_t application_id = 0x42484a31;  // "BHJ1"
 constexpr std::uint64_t room_bytes = 4U << 20U;      // far more than the records of one run
 constexpr int busy_ms = 10'000;
+constexpr int dying_tries = 100;
+constexpr useconds_t dying_pause_usec = 20'000;
 
 // One entry a schema version: migrations[n] turns version n into n + 1. Never edit an entry that was
 // released.
@@ -123,10 +125,12 @@ Result<Lock> Lock::take(const fs::path& directory, std::string_view verb) {
   const fs::path path = directory / "lock";
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd) return errno_error("open " + path.string(), errno);
-  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+  for (int tries = 0; ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
+    if (errno == EINTR) continue;
     if (errno != EWOULDBLOCK) return errno_error("lock " + path.string(), errno);
     // "PID VERB SINCE [WORKER]": written by the holder; may be half written, then nobody is named.
     std::string holder = "another bulkhead";
+    bool run_lives = false;
     if (const auto text = read_file(path, 4096); text.ok()) {
       const auto words = split(trim(*text), ' ');
       const auto alive = [](std::string_view pid) {
@@ -134,6 +138,7 @@ Result<Lock> Lock::take(const fs::path& directory, std::string_view verb) {
         return n && *n > 0 && *n < 1U << 30U && (::kill(static_cast<pid_t>(*n), 0) == 0 || errno == EPERM);
       };
       if (words.size() >= 3 && alive(words[0])) {
+        run_lives = true;
         holder = fmt::format("pid {} (bulkhead {}), since {}", printable(words[0]), printable(words[1]),
                              printable(words[2]));
       } else if (words.size() >= 4 && alive(words[3])) {
@@ -141,6 +146,11 @@ Result<Lock> Lock::take(const fs::path& directory, std::string_view verb) {
             "pid {}, the worker of a `bulkhead {}` that has ended: its driver call has not returned since {}",
             printable(words[3]), printable(words[1]), printable(words[2]));
       }
+    }
+    // The worker of a run that was killed just now dies with it, but not in the same instant.
+    if (!run_lives && tries < dying_tries) {
+      ::usleep(dying_pause_usec);
+      continue;
     }
     return Error(Errc::in_use, fmt::format("another run is changing this host: {}", holder),
                  "wait for it to end and try again; to see it: bulkhead history");

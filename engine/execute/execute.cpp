@@ -103,6 +103,7 @@ class Session {
   std::unique_ptr<store::Store> journal_;
   store::Lock lock_;
   Worker worker_;
+  const inventory::Host* host_ = nullptr;  // as last observed: gives GPUs their index in what people read
 };
 
 // ---- settling what a killed run left
@@ -255,6 +256,7 @@ Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& actio
                                      Json detail, const std::vector<inventory::Holder>& evicts,
                                      std::optional<std::int64_t> undoes) {
   const unsigned deadline = deadline_of(action, options_);
+  detail["what"] = sentence(action, host_);
   BH_TRY(const std::int64_t id, journal_->intend({.run = run,
                                                   .kind = std::string(plan::kind_of(action)),
                                                   .action = plan::to_json(action),
@@ -483,6 +485,7 @@ Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& te
 
   const plan::Plan plan = *proposal.plan();
   const inventory::Host host = proposal.host;
+  host_ = &host;
   outcome.proposal = std::move(proposal);
   BH_TRY(const auto continues, open_run());
   BH_TRY(
@@ -576,7 +579,9 @@ Result<Outcome> Session::rollback() {
     BH_TRY(const auto mine, journal_->owned(boot));
     const bool adopted = std::any_of(mine.begin(), mine.end(),
                                      [&](const auto& own) { return own.adopted && own.run == run.id; });
-    if (done.empty() && !adopted && !run.continues) continue;
+    // One that was cut off is what the caller means, even when nothing of it was done.
+    const bool cut_off = run.state == store::RunState::interrupted;
+    if (done.empty() && !adopted && !run.continues && !cut_off) continue;
     if (done.empty() && !adopted && run.state == store::RunState::failed) continue;
     target = run;
     break;
@@ -597,6 +602,7 @@ Result<Outcome> Session::rollback() {
 
   auto observed = observe::host(options_.access);
   const inventory::Host* host = observed.ok() ? &*observed : nullptr;
+  host_ = host;
   // Whoever holds an instance that has to go.
   const auto holders = [&](const plan::Action& action) {
     std::vector<inventory::Holder> found;
