@@ -143,6 +143,7 @@ int run_command(const Context& context, const Options& o) {
     if (named) {
       const std::string profile = command[0];
       command.erase(command.begin());
+      if (!command.empty() && command[0] == "--") command.erase(command.begin());
       directory = twin::default_directory(profile);
       if (!twin::open_twin(directory).ok()) {
         // Nobody's twin: one for this program alone, gone after it.
@@ -157,12 +158,13 @@ int run_command(const Context& context, const Options& o) {
         }
         temporary = true;
       }
-    } else {
+    } else {  // BULKHEAD_TWIN, or the only one
       const auto found = directory_of(o);
       if (!found.ok()) return fail(context, found.error());
       directory = *found;
     }
   }
+  if (!command.empty() && command[0] == "--") command.erase(command.begin());
   const auto code = twin::run(directory, command);
   if (temporary) {
     if (auto gone = twin::down(directory); !gone.ok()) fail(context, gone.error());
