@@ -1,4 +1,5 @@
 // bulkhead doctor: what keeps this host from slicing its GPUs, and the commands that mend it.
+#include <algorithm>
 #include <array>
 #include <memory>
 
@@ -133,6 +134,38 @@ std::string brief(const Context& context, const Finding& finding) {
   return out;
 }
 
+// Checks that are unknown for one and the same reason, in one paragraph.
+std::string together(const Context& context, std::string_view what, const std::vector<std::string>& ids) {
+  if (ids.empty()) return {};
+  return paint(context, Tone::dim, "?     ") + std::string(what) + "\n" +
+         wrapped("", join(ids, ", "), context.width);
+}
+
+std::string unknowns(const Context& context, const std::vector<Finding>& findings) {
+  std::string out;
+  std::vector<std::string> of_host;
+  std::vector<std::pair<std::string, std::vector<std::string>>> waiting;
+  for (const Finding& finding : findings) {
+    if (finding.verdict != Verdict::unknown) continue;
+    if (finding.ask_host) {
+      of_host.push_back(finding.id);
+    } else if (!finding.waits_on.empty()) {
+      const auto same = std::find_if(waiting.begin(), waiting.end(),
+                                     [&](const auto& group) { return group.first == finding.waits_on; });
+      if (same != waiting.end()) {
+        same->second.push_back(finding.id);
+      } else {
+        waiting.push_back({finding.waits_on, {finding.id}});
+      }
+    } else {
+      out += brief(context, finding);
+    }
+  }
+  for (const auto& [first, ids] : waiting)
+    out += together(context, fmt::format("Not known before {} is mended:", first), ids);
+  return out + together(context, "Not to be seen from inside a virtual machine; ask its host:", of_host);
+}
+
 std::array<std::size_t, 4> counts_of(const std::vector<Finding>& findings) {
   std::array<std::size_t, 4> counts{};
   for (const Finding& finding : findings) ++counts[static_cast<std::size_t>(finding.verdict)];
@@ -157,14 +190,13 @@ std::string report(const Context& context, const doctor::Evidence& evidence,
                      join(names_of(purposes), ", "), count(Verdict::fail), count(Verdict::warn),
                      count(Verdict::unknown), count(Verdict::ok));
   for (const Finding& finding : findings) {
-    if (finding.verdict >= Verdict::warn || options.all) {
-      out += finding.verdict == Verdict::unknown || finding.verdict == Verdict::ok
-                 ? brief(context, finding)
-                 : whole(context, finding, options.all);
-    } else if (finding.verdict == Verdict::unknown) {
+    if (finding.verdict >= Verdict::warn) {
+      out += whole(context, finding, options.all);
+    } else if (options.all) {
       out += brief(context, finding);
     }
   }
+  if (!options.all) out += unknowns(context, findings);
   if (!options.all && count(Verdict::ok) > 0) {
     out += fmt::format("{}{} checks are ok: --all shows them\n", count(Verdict::unknown) > 0 ? "\n" : "",
                        count(Verdict::ok));

@@ -193,7 +193,7 @@ Judgement apparmor(const Evidence& e) {
     return ok("AppArmor is not active", {quote(e, enabled)});
   if (!logs_readable(e))
     return unknown("AppArmor is active and neither audit log nor kernel log can be read",
-                   {quote(e, "/var/log/audit/audit.log")}, {"sudo bulkhead doctor"});
+                   {quote(e, "/var/log/audit/audit.log")}, as_root(e));
   return ok("AppArmor is active and denied no GPU device node", {quote(e, enabled)});
 }
 
@@ -211,7 +211,7 @@ Judgement selinux(const Evidence& e) {
     return ok("SELinux does not enforce", {quote(e, enforce)});
   if (!logs_readable(e))
     return unknown("SELinux enforces and neither audit log nor kernel log can be read",
-                   {quote(e, "/var/log/audit/audit.log")}, {"sudo bulkhead doctor"});
+                   {quote(e, "/var/log/audit/audit.log")}, as_root(e));
   return ok("SELinux enforces and denied no GPU device node", {quote(e, enforce)});
 }
 
@@ -242,8 +242,7 @@ constexpr LogRule vfio_rules[] = {
 
 Judgement vfio_log(const Evidence& e) {
   if (!e.kernel_log)
-    return unknown("the kernel log cannot be read", {{"kernel log", e.kernel_log.why}},
-                   {"sudo bulkhead doctor"});
+    return unknown("the kernel log cannot be read", {{"kernel log", e.kernel_log.why}}, as_root(e));
   for (const LogRule& rule : vfio_rules) {
     if (const auto line = line_with_all(e.kernel_log->text, {rule.words, rule.also})) {
       return fail(rule.says, {{e.kernel_log->source, *line}},

@@ -87,7 +87,8 @@ std::vector<Finding> examine(const Evidence& evidence, const Purposes& purposes)
                     .evidence = std::move(judgement.evidence),
                     .why = std::string(check.why),
                     .mend = std::move(judgement.mend),
-                    .waits_on = std::move(judgement.waits_on)};
+                    .waits_on = std::move(judgement.waits_on),
+                    .ask_host = judgement.ask_host};
     for (Source& source : finding.evidence) {
       source.where = printable(source.where);
       source.words = printable(trim(source.words), 240);
@@ -117,6 +118,7 @@ Json to_json(const Finding& finding) {
             {"mend", finding.mend},
             {"requirements", finding.requirements}};
   if (!finding.waits_on.empty()) json["waits_on"] = finding.waits_on;
+  if (finding.ask_host) json["ask_host"] = true;
   return json;
 }
 

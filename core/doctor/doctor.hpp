@@ -109,6 +109,7 @@ struct Judgement {
   std::vector<std::string> mend =
       {};                     // commands to paste; a line starting with '#' is for hands (firmware setup)
   std::string waits_on = {};  // id of the check to be mended first, when that is why this is unknown
+  bool ask_host = false;
 };
 
 struct Check {
@@ -129,6 +130,7 @@ struct Finding {
   std::string why = {};
   std::vector<std::string> mend = {};
   std::string waits_on = {};
+  bool ask_host = false;
   std::vector<std::string> requirements = {};
 };
 

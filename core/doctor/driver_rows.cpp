@@ -86,8 +86,7 @@ Judgement library(const Evidence& e) {
 
 Judgement api_mismatch(const Evidence& e) {
   if (!e.kernel_log)
-    return unknown("the kernel log cannot be read", {{"kernel log", e.kernel_log.why}},
-                   {"sudo bulkhead doctor"});
+    return unknown("the kernel log cannot be read", {{"kernel log", e.kernel_log.why}}, as_root(e));
   if (const auto line = line_with(e.kernel_log->text, "NVRM: API mismatch")) {
     return warn(
         "a process brought driver libraries of another version", {{e.kernel_log->source, *line}},
@@ -197,7 +196,7 @@ Judgement images(const Evidence& e) {
   if (judged == 0) {
     const std::string store = "/var/lib/docker/image/overlay2/imagedb/content/sha256";
     if (e.names.contains(store) && !e.list(store) && e.list(store).why.find("denied") != std::string::npos) {
-      return unknown("the image store is closed to this user", {quote(e, store)}, {"sudo bulkhead doctor"});
+      return unknown("the image store is closed to this user", {quote(e, store)}, as_root(e));
     }
     return ok("no container image with CUDA is stored on this host");
   }

@@ -35,7 +35,11 @@ Judgement unit(const Evidence& e) {
   if (!has_fabric(e)) return no_fabric();
   const auto* found = manager(e);
   if (found == nullptr) {
-    return unknown("systemd could not be asked about Fabric Manager", {{"systemd", "no answer"}},
+    std::string words = "no answer";
+    for (const std::string& note : e.host.notes) {
+      if (note.starts_with("systemd")) words = note;
+    }
+    return unknown("systemd could not be asked about Fabric Manager", {{"systemd", words}},
                    {"systemctl status nvidia-fabricmanager"});
   }
   if (found->load_state == "not-found") {
@@ -67,7 +71,7 @@ std::string_view newest_run(std::string_view log) {
 Judgement version(const Evidence& e) {
   if (!has_fabric(e)) return no_fabric();
   const auto& log = e.text(log_file);
-  if (!log) return unknown("Fabric Manager's log cannot be read", {quote(e, log_file)});
+  if (!log) return unknown("Fabric Manager's log cannot be read", {quote(e, log_file)}, as_root(e, log));
   const auto line = line_with(newest_run(*log), "Fabric Manager version");
   const auto found = line ? first_version(*line) : std::nullopt;
   if (!found)
@@ -86,6 +90,8 @@ Judgement version(const Evidence& e) {
 
 Judgement port(const Evidence& e) {
   if (!has_fabric(e)) return no_fabric();
+  if (const auto* found = manager(e); found != nullptr && found->active_state != "active")
+    return waits("fabric.unit", "Fabric Manager is not running");
   for (const char* path : config_files) {
     if (const auto& text = e.text(path)) {
       if (const auto socket = value_of(*text, "FM_CMD_UNIX_SOCKET_PATH", '='); socket && !socket->empty()) {
@@ -108,8 +114,6 @@ Judgement port(const Evidence& e) {
       closed.push_back({where, "nobody listens"});
   }
   if (!closed.empty()) {
-    if (const auto* found = manager(e); found != nullptr && found->active_state != "active")
-      return waits("fabric.unit", "Fabric Manager is not running");
     for (const char* path : config_files) {
       if (e.text(path))
         closed.push_back(
@@ -127,8 +131,7 @@ Judgement port(const Evidence& e) {
 Judgement log(const Evidence& e) {
   if (!has_fabric(e)) return no_fabric();
   const auto& text = e.text(log_file);
-  if (!text)
-    return unknown("Fabric Manager's log cannot be read", {quote(e, log_file)}, {"sudo bulkhead doctor"});
+  if (!text) return unknown("Fabric Manager's log cannot be read", {quote(e, log_file)}, as_root(e, text));
   const auto recent = newest_run(*text);
   struct Rule {
     const char* words;

@@ -61,6 +61,8 @@ Judgement bar_assigned(const Evidence& e) {
         std::any_of(windows.begin(), windows.end(), [](const Window& w) { return w.assigned(); });
     const auto& config = e.text(sysfs(*device, "config"));
     if (!config && !any && !e.text(sysfs(*device, "resource"))) continue;
+    if (config && config->starts_with("\xff\xff\xff\xff"))
+      continue;  // off the bus: reads all ones (check gpu.lost)
     ++judged;
     if (config && config->size() >= 64) {
       // An unassigned BAR has an all-zero resource line while its register keeps the type bits.
@@ -122,7 +124,7 @@ Judgement above_4g(const Evidence& e) {
   if (high) return ok("the firmware opened a PCI window above 4 GiB", {{iomem, *high}});
   if (zeros)
     return unknown("the kernel shows zeros to users without privilege", {{iomem, "00000000-00000000 ..."}},
-                   {"sudo bulkhead doctor"});
+                   as_root(e));
   if (gpus.empty()) return unknown("no GPU is on the PCI bus");
   return fail("no PCI window lies above 4 GiB: Above 4G Decoding is off",
               {{iomem, low.value_or("no line \"PCI Bus\" at 100000000 or higher")}}, bar_mend());
@@ -224,7 +226,7 @@ Judgement smbios(const Evidence& e) {
   const auto& table = e.text(path);
   if (!table) {
     if (virtual_machine(e)) return ask_the_host(e, "there is no readable SMBIOS table");
-    return unknown("the SMBIOS table cannot be read", {quote(e, path)}, {"sudo bulkhead doctor"});
+    return unknown("the SMBIOS table cannot be read", {quote(e, path)}, as_root(e));
   }
   // Walk the structures: type, length, handle; the formatted part; strings up to two zero bytes
   // (DSP0134 6.1).

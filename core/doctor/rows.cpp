@@ -42,8 +42,10 @@ Judgement waits(std::string_view check, std::string says) {
 
 Judgement ask_the_host(const Evidence& e, std::string says) {
   const auto machine = virtual_machine(e);
-  return unknown(fmt::format("{}; this is a virtual machine: ask the host that runs it", says),
-                 machine ? std::vector<Source>{*machine} : std::vector<Source>{});
+  Judgement judgement = unknown(fmt::format("{}; this is a virtual machine: ask the host that runs it", says),
+                                machine ? std::vector<Source>{*machine} : std::vector<Source>{});
+  judgement.ask_host = true;
+  return judgement;
 }
 
 Source quote(const Evidence& e, const std::string& path) {

@@ -66,6 +66,15 @@ std::string listed(const std::vector<std::string>& names);  // "a", "a and b", "
 enum class Family { debian, rhel, suse, other };
 Family family(const Evidence& e);
 std::string sudo(const Evidence& e, std::string command);  // prefixed unless the caller is root
+// Look again as root, where that would help.
+inline std::vector<std::string> as_root(const Evidence& e) {
+  if (e.caller.uid == 0) return {};
+  return {"sudo bulkhead doctor"};
+}
+template <class T>
+std::vector<std::string> as_root(const Evidence& e, const Reading<T>& reading) {
+  return reading.why == "no such file" ? std::vector<std::string>{} : as_root(e);
+}
 std::vector<std::string> kernel_arguments(const Evidence& e, std::string_view arguments);
 std::vector<std::string> without_kernel_argument(const Evidence& e, std::string_view argument);
 std::vector<std::string> install(const Evidence& e, std::string_view debian, std::string_view rhel,

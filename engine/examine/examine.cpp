@@ -137,7 +137,8 @@ std::vector<std::string> expand(const Root& root, std::string_view pattern) {
       const auto names = read_names(root, path.empty() ? "/" : path);
       if (!names) continue;
       for (const std::string& name : *names) {
-        if (next.size() < paths_per_look && doctor::path_matches(component, name)) next.push_back(path + "/" + name);
+        if (next.size() < paths_per_look && doctor::path_matches(component, name))
+          next.push_back(path + "/" + name);
       }
     }
     paths = std::move(next);

@@ -650,9 +650,19 @@ TEST(Doctor, SaysUnknownInAVirtualMachineWhereTheHostMustBeAsked) {
   for (const char* id : {"iommu.firmware", "iommu.kernel", "iommu.gpu-groups", "pci.sriov", "bmc.present",
                          "cpu.virtualization", "cpu.governor", "vfio.module"}) {
     EXPECT_EQ(finding(findings, id).verdict, Verdict::unknown) << id;
-    EXPECT_NE(finding(findings, id).says.find("virtual machine"), std::string::npos) << id;
+    EXPECT_TRUE(finding(findings, id).ask_host) << id;
   }
   EXPECT_EQ(finding(findings, "driver.loaded").verdict, Verdict::ok);
+}
+
+TEST(Doctor, BlamesAGpuOffTheBusOnce) {
+  World world;
+  make_healthy(world);
+  world.write("/sys/bus/pci/devices/0000:9d:00.0/config", std::string(256, '\xff'));
+  world.host.lost.push_back({.pci = world.host.gpus[1].pci, .why = "fell off the bus"});
+  world.host.gpus.pop_back();
+  for (const Finding& one : examined(world))
+    EXPECT_EQ(one.verdict, one.id == "gpu.lost" ? Verdict::fail : Verdict::ok) << one.id << ": " << one.says;
 }
 
 TEST(Doctor, IsNotFooledByZerosInIomem) {
