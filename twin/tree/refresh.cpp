@@ -138,6 +138,20 @@ Status refresh_processes(const fs::path& root, const State& state) {
   return ok_status();
 }
 
+// The table of TCP sockets: Fabric Manager's command port, 6666 as shipped, while its unit is active.
+Status refresh_sockets(const fs::path& root, const State& state) {
+  std::string table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+  for (const auto& unit : state.units) {
+    if (unit.used == 0 || unit.active == 0 || !unit.name.view().starts_with("nvidia-fabricmanager")) continue;
+    table += "   0: 0100007F:1A0A 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0000000000000000 100 0 0 10 0\n";
+  }
+  const fs::path path = root / "proc/net/tcp";
+  if (const auto now = read_file(path); now.ok() && *now == table) return ok_status();
+  std::error_code ignored;
+  fs::create_directories(path.parent_path(), ignored);
+  return write_file_atomic(path, table, 0444);
+}
+
 // What the driver writes into the kernel log after the XID's header: the texts that log rules look for.
 struct XidText {
   std::uint32_t xid;
@@ -167,6 +181,7 @@ Status refresh_tree(const fs::path& root, const State& state) {
     BH_CHECK(refresh_instances(root, state.gpus[g]));
     BH_CHECK(refresh_bus(root, state.gpus[g]));
   }
+  BH_CHECK(refresh_sockets(root, state));
   return refresh_processes(root, state);
 }
 

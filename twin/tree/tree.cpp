@@ -154,9 +154,17 @@ void write_logs(Writer& out, const Host& host, const State& state) {
   out.file("var/log/kern.log", log, 0640);
   out.file("dev/kmsg", "", 0644);
   out.directory("var/lib");
+  // A real host of this kind has a BMC; the ports Fabric Manager listens on follow its unit (refresh.cpp).
+  if (!host.virtual_machine) out.file("dev/ipmi0", "", 0600);
   for (const auto& unit : state.units) {
+    if (unit.name.view().starts_with("nvidia-fabricmanager") && unit.loaded != 0) {
+      // Keys and values as shipped (NVIDIA Fabric Manager user guide, "Fabric Manager Config Options").
+      out.file("usr/share/nvidia/nvswitch/fabricmanager.cfg",
+               "LOG_LEVEL=4\nLOG_FILE_NAME=/var/log/fabricmanager.log\nDAEMONIZE=1\nBIND_INTERFACE_IP=127.0.0.1\nSTARTING_TCP_PORT=16000\n"
+               "FABRIC_MODE=0\nFM_CMD_BIND_INTERFACE=127.0.0.1\nFM_CMD_PORT_NUMBER=6666\n");
+    }
     if (unit.name.view().starts_with("nvidia-fabricmanager") && unit.active != 0) {
-      out.file("var/log/nvidia-fabricmanager.log",
+      out.file("var/log/fabricmanager.log",
                fmt::format("Fabric Manager version is : {}\nConnected to {} nodes.\nSuccessfully configured all the available NVSwitches to route GPU NVLink traffic. NVLink Peer-to-Peer support will be enabled once the GPUs are successfully registered with the NVLink fabric.\n",
                            state.driver_version.view(), 1));
     }
