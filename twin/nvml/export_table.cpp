@@ -18,12 +18,13 @@ int unknown() { return NVML_ERROR_NOT_SUPPORTED; }
 int log_hook() { return 0; }
 
 // Slots 213 to 215: the processes of a GPU, as nvidia-smi merges them (by ascending pid): compute, MPS, graphics. 4128
-// bytes an entry; what lies behind the instance ids is not read by nvidia-smi and stays zero.
+// bytes an entry.
 struct ProcessEntry {
   unsigned pid;
   unsigned long long memory;
   unsigned gpu_instance, compute_instance;
-  unsigned char rest[4128 - 24];
+  unsigned long long protected_memory;
+  char name[4096];
 };
 static_assert(sizeof(ProcessEntry) == 4128);
 
@@ -31,7 +32,8 @@ nvmlReturn_t list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries, b
   return ask("nvmlDeviceGetRunningProcessDetailList", device, count != nullptr && entries != nullptr, [&](const bulkhead::twin::nvml::Device& d) {
     std::vector<const Process*> found;
     for (const Process& process : d.state->processes) {
-      if (process.used != 0 && process.gpu == d.slot && (process.graphics != 0) == graphics) found.push_back(&process);
+      const bool here = !d.is_mig() || (process.gpu_instance == d.instance->id && process.compute_instance == d.compute->id);
+      if (process.used != 0 && process.gpu == d.slot && here && (process.graphics != 0) == graphics) found.push_back(&process);
     }
     std::sort(found.begin(), found.end(), [](const auto* a, const auto* b) { return a->pid < b->pid; });
     return put_list(found, count, entries, [&](const Process* process) {
@@ -40,9 +42,10 @@ nvmlReturn_t list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries, b
       entry.memory = process->memory_bytes;
       entry.gpu_instance = d.mig_on() ? process->gpu_instance : none;
       entry.compute_instance = d.mig_on() ? process->compute_instance : none;
+      put(process->name.view(), entry.name);
       return entry;
     });
-  });
+  }, Accept::gpu_or_mig);
 }
 int compute_list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries) { return list(device, count, entries, false); }
 int graphics_list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries) { return list(device, count, entries, true); }
@@ -50,7 +53,7 @@ int mps_list(nvmlDevice_t device, unsigned* count, ProcessEntry* entries) {
   return ask("nvmlDeviceGetMPSComputeRunningProcesses_v3", device, count != nullptr && entries != nullptr, [&](const bulkhead::twin::nvml::Device&) {
     *count = 0;
     return NVML_SUCCESS;
-  });
+  }, Accept::gpu_or_mig);
 }
 
 // Slot 23: how near two GPUs lie, by bus id: 0 PIX, 1 PXB, 2 PHB, 3 NODE, 4 SYS. NVLink is nvidia-smi's own affair.
