@@ -94,6 +94,8 @@ constexpr Question questions[] = {
     {"nvmlDeviceGetDisplayActive", Shape::number},
     {"nvmlDeviceGetDisplayMode", Shape::number},
     {"nvmlDeviceGetDriverModel", Shape::two},
+    {"nvmlDeviceGetDriverModel_v2", Shape::two},
+    {"nvmlDeviceGetFanSpeedRPM", Shape::probe, 1, 12},
     {"nvmlDeviceGetEccMode", Shape::two},
     {"nvmlDeviceGetEncoderSessions", Shape::list},
     {"nvmlDeviceGetEncoderStats", Shape::three},
@@ -182,7 +184,7 @@ constexpr Versioned versioned[] = {
 Json simple(const Library& library, const Question& q, nvmlDevice_t device) {
   std::array<unsigned, 4> n{};
   unsigned long long wide = 0;
-  std::array<unsigned long, 1024> buffer{};
+  std::array<unsigned long, 8192> buffer{};  // the largest structure (a vGPU scheduler log) is 8 KiB
   char text[256] = {};
   switch (q.shape) {
     case Shape::number: return library.call(q.name, [&] { return Json(n[0]); }, device, &n[0]);
@@ -255,6 +257,10 @@ void structures(const Library& library, nvmlDevice_t device, Json& out) {
   nvmlFBCStats_t fbc{};
   out["nvmlDeviceGetFBCStats"] = library.call(
       "nvmlDeviceGetFBCStats", [&] { return Json{{"sessionsCount", fbc.sessionsCount}, {"averageFPS", fbc.averageFPS}, {"averageLatency", fbc.averageLatency}}; }, device, &fbc);
+  nvmlGridLicensableFeatures_t grid{};
+  out["nvmlDeviceGetGridLicensableFeatures_v4"] = library.call(
+      "nvmlDeviceGetGridLicensableFeatures_v4",
+      [&] { return Json{{"isGridLicenseSupported", grid.isGridLicenseSupported}, {"licensableFeaturesCount", grid.licensableFeaturesCount}}; }, device, &grid);
   nvmlGpuDynamicPstatesInfo_t dynamic{};
   out["nvmlDeviceGetDynamicPstatesInfo"] = library.call(
       "nvmlDeviceGetDynamicPstatesInfo",

@@ -428,6 +428,7 @@ nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigne
 nvmlReturn_t nvmlDeviceGetSupportedClocksEventReasons(nvmlDevice_t device, unsigned long long* out);
 nvmlReturn_t nvmlDeviceGetJpgUtilization(nvmlDevice_t device, unsigned* utilization, unsigned* period);
 nvmlReturn_t nvmlDeviceGetOfaUtilization(nvmlDevice_t device, unsigned* utilization, unsigned* period);
+nvmlReturn_t nvmlDeviceGetFanSpeedRPM(nvmlDevice_t device, void* out);
 nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, abi::MarginTemperature* out);
 nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, abi::Temperature* out);
 nvmlReturn_t nvmlDeviceGetPerformanceModes(nvmlDevice_t device, abi::PerfModes* out);
@@ -712,6 +713,13 @@ nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, nvmlTemperat
 }
 nvmlReturn_t nvmlDeviceGetNumFans(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) { return d.chip->fan_count; });
+}
+nvmlReturn_t nvmlDeviceGetMinMaxFanSpeed(nvmlDevice_t device, unsigned* low, unsigned* high) {
+  // A board without fans answers INVALID_ARGUMENT (read on the H100); no board of ours has any.
+  return ask(__func__, device, low != nullptr && high != nullptr, [](Dev d) { return d.chip->fan_count == 0 ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED; });
+}
+nvmlReturn_t nvmlDeviceGetFanSpeedRPM(nvmlDevice_t device, void* out) {
+  return ask(__func__, device, out != nullptr, [](Dev d) { return d.chip->fan_count == 0 ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED; });
 }
 nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, nvmlPerfPolicyType_t type, nvmlViolationTime_t* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {

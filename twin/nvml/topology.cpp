@@ -43,7 +43,11 @@ unsigned links_up(const Gpu& gpu) {
 }
 
 nvmlReturn_t on_link(const char* function, nvmlDevice_t device, unsigned link, bool ok, Borrowed<nvmlReturn_t(Dev)> answer) {
-  return ask(function, device, ok && link < max_nvlinks, [&](Dev d) { return link >= d.chip->nvlinks ? NVML_ERROR_NOT_SUPPORTED : answer(d); });
+  return ask(function, device, ok && link < max_nvlinks, [&](Dev d) {
+    // NvLinkDisable=1, as in the guest that the recordings come from: the chip has links and the driver none.
+    const bool disabled = links_up(*d.gpu) == 0 && d.state->nvswitch_count == 0;
+    return disabled || link >= d.chip->nvlinks ? NVML_ERROR_NOT_SUPPORTED : answer(d);
+  });
 }
 
 // PCI functions of the NVSwitches, in address order.
