@@ -24,12 +24,27 @@ bool is_there(const fs::path& path) {
   return ::lstat(path.c_str(), &info) == 0;
 }
 
+// Puts a file in place by rename: readers see the old one or the new one. Nothing is synced to a disk: procfs and
+// sysfs are not on one, and this runs inside NVML calls whose time is measured.
+Status replace(const fs::path& path, std::string_view content, unsigned mode) {
+  const std::string fresh = fmt::format("{}.{}", path.string(), ::getpid());
+  {
+    const UniqueFd fd(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!fd) return errno_error(fmt::format("create {}", fresh), errno);
+    if (::write(fd.get(), content.data(), content.size()) != static_cast<ssize_t>(content.size()) || ::fchmod(fd.get(), mode) != 0) {
+      return errno_error(fmt::format("write {}", fresh), errno);
+    }
+  }
+  if (::rename(fresh.c_str(), path.c_str()) != 0) return errno_error(fmt::format("rename {}", fresh), errno);
+  return ok_status();
+}
+
 // Writes a small file when it is missing; a second process doing the same at the same time writes the same.
 Status ensure(const fs::path& path, std::string_view content, unsigned mode) {
   if (is_there(path)) return ok_status();
   std::error_code ignored;
   fs::create_directories(path.parent_path(), ignored);
-  return write_file_atomic(path, content, mode);
+  return replace(path, content, mode);
 }
 
 Status capability(const fs::path& root, const fs::path& access, std::uint32_t minor) {
@@ -91,9 +106,9 @@ Status refresh_bus(const fs::path& root, const Gpu& gpu) {
       fs::copy_file(device / file, kept / file, fs::copy_options::overwrite_existing, failed);
       if (failed) return errno_error(fmt::format("keep {}", (device / file).string()), failed.value());
     }
-    BH_CHECK(write_file_atomic(device / "config", std::string(4096, '\xff'), 0644));
-    BH_CHECK(write_file_atomic(device / "current_link_speed", "Unknown\n", 0444));
-    BH_CHECK(write_file_atomic(device / "current_link_width", "63\n", 0444));
+    BH_CHECK(replace(device / "config", std::string(4096, '\xff'), 0644));
+    BH_CHECK(replace(device / "current_link_speed", "Unknown\n", 0444));
+    BH_CHECK(replace(device / "current_link_width", "63\n", 0444));
   } else if (gpu.on_pci != 0 && is_lost) {
     for (const char* file : {"current_link_speed", "current_link_width", "config"}) {
       if (!is_there(kept / file)) continue;
