@@ -115,7 +115,7 @@ Judgement lost(const Evidence& e) {
   std::vector<Source> gone;
   for (const auto& gpu : e.host.lost) {
     if (on_vfio(gpu.pci)) continue;
-    gone.push_back({sysfs(gpu.pci, "driver"), fmt::format("{}: {}", gpu.pci.address.str(), gpu.why)});
+    gone.push_back({"/sys/bus/pci/devices/" + gpu.pci.address.str(), gpu.why});
   }
   if (gone.empty()) return ok("every GPU on the PCI bus answers or is on vfio-pci");
   if (!kernel_driver(e)) return waits("driver.loaded", "no GPU answers without the driver");
