@@ -53,7 +53,20 @@ class Library {
   void* handle_;
 };
 
-enum class Shape { number, wide, integer, two, two_integers, three, four, text, text_fixed, list, processes, probe };
+enum class Shape {
+  number,
+  wide,
+  integer,
+  two,
+  two_integers,
+  three,
+  four,
+  text,
+  text_fixed,
+  list,
+  processes,
+  probe
+};
 
 struct Question {
   const char* name;
@@ -177,8 +190,10 @@ struct Versioned {
   unsigned numbers;
 };
 constexpr Versioned versioned[] = {
-    {"nvmlDeviceGetAddressingMode", 1, 8, false, 1}, {"nvmlDeviceGetMarginTemperature", 1, 8, false, 1},
-    {"nvmlDeviceGetPdi", 1, 16, true, 1},            {"nvmlDeviceGetRepairStatus", 1, 12, false, 2},
+    {"nvmlDeviceGetAddressingMode", 1, 8, false, 1},
+    {"nvmlDeviceGetMarginTemperature", 1, 8, false, 1},
+    {"nvmlDeviceGetPdi", 1, 16, true, 1},
+    {"nvmlDeviceGetRepairStatus", 1, 12, false, 2},
 };
 
 Json simple(const Library& library, const Question& q, nvmlDevice_t device) {
@@ -187,36 +202,78 @@ Json simple(const Library& library, const Question& q, nvmlDevice_t device) {
   std::array<unsigned long, 8192> buffer{};  // the largest structure (a vGPU scheduler log) is 8 KiB
   char text[256] = {};
   switch (q.shape) {
-    case Shape::number: return library.call(q.name, [&] { return Json(n[0]); }, device, &n[0]);
-    case Shape::integer: return library.call(q.name, [&] { return Json(static_cast<int>(n[0])); }, device, &n[0]);
-    case Shape::wide: return library.call(q.name, [&] { return Json(wide); }, device, &wide);
+    case Shape::number:
+      return library.call(
+          q.name, [&] { return Json(n[0]); }, device, &n[0]);
+    case Shape::integer:
+      return library.call(
+          q.name, [&] { return Json(static_cast<int>(n[0])); }, device, &n[0]);
+    case Shape::wide:
+      return library.call(
+          q.name, [&] { return Json(wide); }, device, &wide);
     case Shape::two:
       // LastBBXFlushTime writes two wide words: room for both, the low halves are read.
-      return library.call(q.name, [&] { return Json{static_cast<unsigned>(buffer[0]), static_cast<unsigned>(buffer[2])}; }, device, &buffer[0], &buffer[2]);
+      return library.call(
+          q.name,
+          [&] {
+            return Json{static_cast<unsigned>(buffer[0]), static_cast<unsigned>(buffer[2])};
+          },
+          device, &buffer[0], &buffer[2]);
     case Shape::two_integers:
-      return library.call(q.name, [&] { return Json{static_cast<int>(n[0]), static_cast<int>(n[1])}; }, device, &n[0], &n[1]);
-    case Shape::three: return library.call(q.name, [&] { return Json{n[0], n[1], n[2]}; }, device, &n[0], &n[1], &n[2]);
-    case Shape::four: return library.call(q.name, [&] { return Json{n[0], n[1], n[2], n[3]}; }, device, &n[0], &n[1], &n[2], &n[3]);
-    case Shape::text: return library.call(q.name, [&] { return Json(text); }, device, &text[0], 96U);
-    case Shape::text_fixed: return library.call(q.name, [&] { return Json(text); }, device, &text[0]);
+      return library.call(
+          q.name,
+          [&] {
+            return Json{static_cast<int>(n[0]), static_cast<int>(n[1])};
+          },
+          device, &n[0], &n[1]);
+    case Shape::three:
+      return library.call(
+          q.name,
+          [&] {
+            return Json{n[0], n[1], n[2]};
+          },
+          device, &n[0], &n[1], &n[2]);
+    case Shape::four:
+      return library.call(
+          q.name,
+          [&] {
+            return Json{n[0], n[1], n[2], n[3]};
+          },
+          device, &n[0], &n[1], &n[2], &n[3]);
+    case Shape::text:
+      return library.call(
+          q.name, [&] { return Json(text); }, device, &text[0], 96U);
+    case Shape::text_fixed:
+      return library.call(
+          q.name, [&] { return Json(text); }, device, &text[0]);
     case Shape::list: {
       std::array<unsigned, 1024> items{};
       unsigned count = items.size();
-      if (std::strstr(q.name, "Sessions") != nullptr) count = 0;  // entries are structures: ask for the number alone
-      return library.call(q.name, [&] { return Json(std::vector<unsigned>(items.begin(), items.begin() + std::min<unsigned>(count, 1024))); }, device, &count, &items[0]);
+      if (std::strstr(q.name, "Sessions") != nullptr)
+        count = 0;  // entries are structures: ask for the number alone
+      return library.call(
+          q.name,
+          [&] {
+            return Json(
+                std::vector<unsigned>(items.begin(), items.begin() + std::min<unsigned>(count, 1024)));
+          },
+          device, &count, &items[0]);
     }
     case Shape::processes: {
       // The pids, whatever the version of the entries: only their number is compared.
       unsigned count = 0;
       Json found = Json::array();
-      const Json answer = library.call(q.name, [&] { return Json::array(); }, device, &count, static_cast<void*>(nullptr));
-      if (answer.is_object() && answer.value("code", 0) == NVML_ERROR_INSUFFICIENT_SIZE) return Json::array({count});
+      const Json answer = library.call(
+          q.name, [&] { return Json::array(); }, device, &count, static_cast<void*>(nullptr));
+      if (answer.is_object() && answer.value("code", 0) == NVML_ERROR_INSUFFICIENT_SIZE)
+        return Json::array({count});
       return answer;
     }
     case Shape::probe: {
       const unsigned word = q.size | q.version << 24U;
       std::memcpy(buffer.data(), &word, sizeof word);
-      return library.call(q.name, [] { return Json("answered"); }, device, &buffer[0]);
+      return library.call(
+          q.name, [] { return Json("answered"); }, device, &buffer[0]);
     }
   }
   return {};
@@ -227,8 +284,13 @@ Json pci_info(const Library& library, const char* name, nvmlDevice_t device) {
   return library.call(
       name,
       [&] {
-        return Json{{"busIdLegacy", pci.busIdLegacy}, {"domain", pci.domain}, {"bus", pci.bus}, {"device", pci.device},
-                    {"pciDeviceId", pci.pciDeviceId}, {"pciSubSystemId", pci.pciSubSystemId}, {"busId", pci.busId}};
+        return Json{{"busIdLegacy", pci.busIdLegacy},
+                    {"domain", pci.domain},
+                    {"bus", pci.bus},
+                    {"device", pci.device},
+                    {"pciDeviceId", pci.pciDeviceId},
+                    {"pciSubSystemId", pci.pciSubSystemId},
+                    {"busId", pci.busId}};
       },
       device, &pci);
 }
@@ -236,47 +298,89 @@ Json pci_info(const Library& library, const char* name, nvmlDevice_t device) {
 void structures(const Library& library, nvmlDevice_t device, Json& out) {
   nvmlBAR1Memory_t bar{};
   out["nvmlDeviceGetBAR1MemoryInfo"] = library.call(
-      "nvmlDeviceGetBAR1MemoryInfo", [&] { return Json{{"bar1Total", bar.bar1Total}, {"bar1Free", bar.bar1Free}, {"bar1Used", bar.bar1Used}}; }, device, &bar);
+      "nvmlDeviceGetBAR1MemoryInfo",
+      [&] {
+        return Json{{"bar1Total", bar.bar1Total}, {"bar1Free", bar.bar1Free}, {"bar1Used", bar.bar1Used}};
+      },
+      device, &bar);
   nvmlMemory_t memory{};
-  const auto three = [&] { return Json{{"total", memory.total}, {"free", memory.free}, {"used", memory.used}}; };
+  const auto three = [&] {
+    return Json{{"total", memory.total}, {"free", memory.free}, {"used", memory.used}};
+  };
   out["nvmlDeviceGetMemoryInfo"] = library.call("nvmlDeviceGetMemoryInfo", three, device, &memory);
   memory = {};
-  out["nvmlDeviceGetConfComputeProtectedMemoryUsage"] = library.call("nvmlDeviceGetConfComputeProtectedMemoryUsage", three, device, &memory);
+  out["nvmlDeviceGetConfComputeProtectedMemoryUsage"] =
+      library.call("nvmlDeviceGetConfComputeProtectedMemoryUsage", three, device, &memory);
   unsigned long long kib[2] = {};
   out["nvmlDeviceGetConfComputeMemSizeInfo"] = library.call(
-      "nvmlDeviceGetConfComputeMemSizeInfo", [&] { return Json{{"protectedMemSizeKib", kib[0]}, {"unprotectedMemSizeKib", kib[1]}}; }, device, &kib[0]);
+      "nvmlDeviceGetConfComputeMemSizeInfo",
+      [&] {
+        return Json{{"protectedMemSizeKib", kib[0]}, {"unprotectedMemSizeKib", kib[1]}};
+      },
+      device, &kib[0]);
   out["nvmlDeviceGetPciInfo_v3"] = pci_info(library, "nvmlDeviceGetPciInfo_v3", device);
   unsigned c2c = 0;
-  out["nvmlDeviceGetC2cModeInfoV"] = library.call("nvmlDeviceGetC2cModeInfoV", [&] { return Json{{"isC2cEnabled", c2c}}; }, device, &c2c);
+  out["nvmlDeviceGetC2cModeInfoV"] = library.call(
+      "nvmlDeviceGetC2cModeInfoV",
+      [&] {
+        return Json{{"isC2cEnabled", c2c}};
+      },
+      device, &c2c);
   nvmlUtilization_t use{};
-  out["nvmlDeviceGetUtilizationRates"] = library.call("nvmlDeviceGetUtilizationRates", [&] { return Json{{"gpu", use.gpu}, {"memory", use.memory}}; }, device, &use);
+  out["nvmlDeviceGetUtilizationRates"] = library.call(
+      "nvmlDeviceGetUtilizationRates",
+      [&] {
+        return Json{{"gpu", use.gpu}, {"memory", use.memory}};
+      },
+      device, &use);
   nvmlRowRemapperHistogramValues_t rows{};
   out["nvmlDeviceGetRowRemapperHistogram"] = library.call(
       "nvmlDeviceGetRowRemapperHistogram",
-      [&] { return Json{{"max", rows.max}, {"high", rows.high}, {"partial", rows.partial}, {"low", rows.low}, {"none", rows.none}}; }, device, &rows);
+      [&] {
+        return Json{{"max", rows.max},
+                    {"high", rows.high},
+                    {"partial", rows.partial},
+                    {"low", rows.low},
+                    {"none", rows.none}};
+      },
+      device, &rows);
   nvmlFBCStats_t fbc{};
   out["nvmlDeviceGetFBCStats"] = library.call(
-      "nvmlDeviceGetFBCStats", [&] { return Json{{"sessionsCount", fbc.sessionsCount}, {"averageFPS", fbc.averageFPS}, {"averageLatency", fbc.averageLatency}}; }, device, &fbc);
+      "nvmlDeviceGetFBCStats",
+      [&] {
+        return Json{{"sessionsCount", fbc.sessionsCount},
+                    {"averageFPS", fbc.averageFPS},
+                    {"averageLatency", fbc.averageLatency}};
+      },
+      device, &fbc);
   nvmlGridLicensableFeatures_t grid{};
   out["nvmlDeviceGetGridLicensableFeatures_v4"] = library.call(
       "nvmlDeviceGetGridLicensableFeatures_v4",
-      [&] { return Json{{"isGridLicenseSupported", grid.isGridLicenseSupported}, {"licensableFeaturesCount", grid.licensableFeaturesCount}}; }, device, &grid);
+      [&] {
+        return Json{{"isGridLicenseSupported", grid.isGridLicenseSupported},
+                    {"licensableFeaturesCount", grid.licensableFeaturesCount}};
+      },
+      device, &grid);
   nvmlGpuDynamicPstatesInfo_t dynamic{};
   out["nvmlDeviceGetDynamicPstatesInfo"] = library.call(
       "nvmlDeviceGetDynamicPstatesInfo",
       [&] {
         Json list = Json::array();
         for (const auto& u : dynamic.utilization) {
-          list.push_back({{"bIsPresent", u.bIsPresent}, {"percentage", u.percentage}, {"incThreshold", u.incThreshold}, {"decThreshold", u.decThreshold}});
+          list.push_back({{"bIsPresent", u.bIsPresent},
+                          {"percentage", u.percentage},
+                          {"incThreshold", u.incThreshold},
+                          {"decThreshold", u.decThreshold}});
         }
         return Json{{"flags", dynamic.flags}, {"utilization", list}};
       },
       device, &dynamic);
   unsigned ecc = 0;
-  out["nvmlDeviceGetDefaultEccMode"] = library.call("nvmlDeviceGetDefaultEccMode", [&] { return Json::array({ecc}); }, device, &ecc);
+  out["nvmlDeviceGetDefaultEccMode"] = library.call(
+      "nvmlDeviceGetDefaultEccMode", [&] { return Json::array({ecc}); }, device, &ecc);
   nvmlDevice_t parent = nullptr;
-  out["nvmlDeviceGetDeviceHandleFromMigDeviceHandle"] =
-      library.call("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", [] { return Json("answered"); }, device, &parent);
+  out["nvmlDeviceGetDeviceHandleFromMigDeviceHandle"] = library.call(
+      "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", [] { return Json("answered"); }, device, &parent);
   std::array<unsigned, 16> states{};
   out["nvmlDeviceGetSupportedPerformanceStates"] = library.call(
       "nvmlDeviceGetSupportedPerformanceStates",
@@ -289,7 +393,8 @@ void structures(const Library& library, nvmlDevice_t device, Json& out) {
       },
       device, &states[0], static_cast<unsigned>(sizeof states));
   unsigned unrepairable = 0;
-  out["nvmlDeviceGetUnrepairableMemoryFlag_v1"] = library.call("nvmlDeviceGetUnrepairableMemoryFlag_v1", [&] { return Json(unrepairable); }, device, &unrepairable);
+  out["nvmlDeviceGetUnrepairableMemoryFlag_v1"] = library.call(
+      "nvmlDeviceGetUnrepairableMemoryFlag_v1", [&] { return Json(unrepairable); }, device, &unrepairable);
 
   for (const Versioned& v : versioned) {
     std::array<unsigned, 8> words{};
@@ -315,7 +420,8 @@ void structures(const Library& library, nvmlDevice_t device, Json& out) {
         [&] {
           std::string text = modes->text;
           for (std::size_t at = 0; (at = text.find(';', at)) != std::string::npos; ++at) {
-            if (at == 0 || text[at - 1] != ' ') text.insert(at++, 1, ' ');  // spacing around the separator varies
+            if (at == 0 || text[at - 1] != ' ')
+              text.insert(at++, 1, ' ');  // spacing around the separator varies
           }
           return Json(text);
         },
@@ -326,24 +432,32 @@ void structures(const Library& library, nvmlDevice_t device, Json& out) {
 void tables(const Library& library, nvmlDevice_t device, Json& out) {
   for (unsigned i = 0; i < 10; ++i) {
     unsigned value = 0;
-    out[fmt::format("temp_threshold_{}", i)] = library.call("nvmlDeviceGetTemperatureThreshold", [&] { return Json(value); }, device, i, &value);
+    out[fmt::format("temp_threshold_{}", i)] = library.call(
+        "nvmlDeviceGetTemperatureThreshold", [&] { return Json(value); }, device, i, &value);
   }
   for (unsigned i = 0; i < 4; ++i) {
     unsigned value = 0;
-    out[fmt::format("clock_{}", i)] = library.call("nvmlDeviceGetClockInfo", [&] { return Json(value); }, device, i, &value);
-    out[fmt::format("maxclock_{}", i)] = library.call("nvmlDeviceGetMaxClockInfo", [&] { return Json(value); }, device, i, &value);
+    out[fmt::format("clock_{}", i)] = library.call(
+        "nvmlDeviceGetClockInfo", [&] { return Json(value); }, device, i, &value);
+    out[fmt::format("maxclock_{}", i)] = library.call(
+        "nvmlDeviceGetMaxClockInfo", [&] { return Json(value); }, device, i, &value);
   }
   for (const Json& memory : out["nvmlDeviceGetSupportedMemoryClocks"]) {
     if (!memory.is_number()) continue;
     std::array<unsigned, 1024> clocks{};
     unsigned count = clocks.size();
     out[fmt::format("graphics_clocks_{}", memory.get<unsigned>())] = library.call(
-        "nvmlDeviceGetSupportedGraphicsClocks", [&] { return Json(std::vector<unsigned>(clocks.begin(), clocks.begin() + std::min<unsigned>(count, 1024))); }, device,
-        memory.get<unsigned>(), &count, &clocks[0]);
+        "nvmlDeviceGetSupportedGraphicsClocks",
+        [&] {
+          return Json(
+              std::vector<unsigned>(clocks.begin(), clocks.begin() + std::min<unsigned>(count, 1024)));
+        },
+        device, memory.get<unsigned>(), &count, &clocks[0]);
   }
   for (unsigned i = 0; i < 18; ++i) {
     unsigned active = 0;
-    out[fmt::format("nvlink_state_{}", i)] = library.call("nvmlDeviceGetNvLinkState", [&] { return Json(active); }, device, i, &active);
+    out[fmt::format("nvlink_state_{}", i)] = library.call(
+        "nvmlDeviceGetNvLinkState", [&] { return Json(active); }, device, i, &active);
   }
 }
 
@@ -355,10 +469,19 @@ void profiles(const Library& library, nvmlDevice_t device, Json& out) {
     Json row = library.call(
         "nvmlDeviceGetGpuInstanceProfileInfoV",
         [&] {
-          return Json{{"id", p.id}, {"isP2pSupported", p.isP2pSupported}, {"sliceCount", p.sliceCount}, {"instanceCount", p.instanceCount},
-                      {"multiprocessorCount", p.multiprocessorCount}, {"copyEngineCount", p.copyEngineCount}, {"decoderCount", p.decoderCount},
-                      {"encoderCount", p.encoderCount}, {"jpegCount", p.jpegCount}, {"ofaCount", p.ofaCount}, {"memorySizeMB", p.memorySizeMB},
-                      {"name", p.name}, {"profile_enum", e}};
+          return Json{{"id", p.id},
+                      {"isP2pSupported", p.isP2pSupported},
+                      {"sliceCount", p.sliceCount},
+                      {"instanceCount", p.instanceCount},
+                      {"multiprocessorCount", p.multiprocessorCount},
+                      {"copyEngineCount", p.copyEngineCount},
+                      {"decoderCount", p.decoderCount},
+                      {"encoderCount", p.encoderCount},
+                      {"jpegCount", p.jpegCount},
+                      {"ofaCount", p.ofaCount},
+                      {"memorySizeMB", p.memorySizeMB},
+                      {"name", p.name},
+                      {"profile_enum", e}};
         },
         device, e, &p);
     if (row.contains("error")) continue;
@@ -368,12 +491,15 @@ void profiles(const Library& library, nvmlDevice_t device, Json& out) {
         "nvmlDeviceGetGpuInstancePossiblePlacements_v2",
         [&] {
           Json at = Json::array();
-          for (unsigned i = 0; i < count && i < places.size(); ++i) at.push_back({places[i].start, places[i].size});
+          for (unsigned i = 0; i < count && i < places.size(); ++i)
+            at.push_back({places[i].start, places[i].size});
           return at;
         },
         device, p.id, &places[0], &count);
     unsigned remaining = 0;
-    row["remaining"] = library.call("nvmlDeviceGetGpuInstanceRemainingCapacity", [&] { return Json(remaining); }, device, p.id, &remaining);
+    row["remaining"] = library.call(
+        "nvmlDeviceGetGpuInstanceRemainingCapacity", [&] { return Json(remaining); }, device, p.id,
+        &remaining);
     list.push_back(row);
   }
   out["gpu_instance_profiles"] = list;
@@ -387,13 +513,18 @@ void fields(const Library& library, nvmlDevice_t device, Json& out) {
     all[std::to_string(id)] = library.call(
         "nvmlDeviceGetFieldValues",
         [&]() -> Json {
-          const auto code = static_cast<unsigned>(value.nvmlReturn), type = static_cast<unsigned>(value.valueType);
+          const auto code = static_cast<unsigned>(value.nvmlReturn),
+                     type = static_cast<unsigned>(value.valueType);
           if (code != 0) return Json{code, type, nullptr};
           switch (type) {
-            case 0: return Json{code, type, value.value.dVal};
-            case 1: return Json{code, type, value.value.uiVal};
-            case 5: return Json{code, type, value.value.uiVal};  // signed; the recordings hold the bits
-            default: return Json{code, type, value.value.ullVal};
+            case 0:
+              return Json{code, type, value.value.dVal};
+            case 1:
+              return Json{code, type, value.value.uiVal};
+            case 5:
+              return Json{code, type, value.value.uiVal};  // signed; the recordings hold the bits
+            default:
+              return Json{code, type, value.value.ullVal};
           }
         },
         device, 1, &value);
@@ -404,7 +535,9 @@ void fields(const Library& library, nvmlDevice_t device, Json& out) {
 void gpm(const Library& library, nvmlDevice_t device, Json& out) {
   nvmlGpmSample_t first = nullptr, second = nullptr;
   const auto nothing = [] { return Json(nullptr); };
-  if (library.call("nvmlGpmSampleAlloc", nothing, &first).is_object() || library.call("nvmlGpmSampleAlloc", nothing, &second).is_object()) return;
+  if (library.call("nvmlGpmSampleAlloc", nothing, &first).is_object() ||
+      library.call("nvmlGpmSampleAlloc", nothing, &second).is_object())
+    return;
   const Json taken = library.call("nvmlGpmSampleGet", nothing, device, first);
   if (taken.is_object()) {
     out["gpm"] = taken;
@@ -425,7 +558,9 @@ void gpm(const Library& library, nvmlDevice_t device, Json& out) {
           "nvmlGpmMetricsGet",
           [&] {
             const auto& metric = get->metrics[0];
-            return Json{static_cast<unsigned>(metric.nvmlReturn), metric.value, metric.metricInfo.shortName == nullptr ? Json(nullptr) : Json(metric.metricInfo.shortName)};
+            return Json{
+                static_cast<unsigned>(metric.nvmlReturn), metric.value,
+                metric.metricInfo.shortName == nullptr ? Json(nullptr) : Json(metric.metricInfo.shortName)};
           },
           get);
     }
@@ -439,15 +574,19 @@ Json ask_all(void* handle, unsigned gpu) {
   const Library library(handle);
   Json out = Json::object();
   const auto nothing = [] { return Json(nullptr); };
-  if (const Json started = library.call("nvmlInit_v2", nothing); started.is_object()) return Json{{"init", started}};
+  if (const Json started = library.call("nvmlInit_v2", nothing); started.is_object())
+    return Json{{"init", started}};
   char text[96] = {};
   for (const char* name : {"nvmlSystemGetDriverVersion", "nvmlSystemGetNVMLVersion"}) {
-    out[name] = library.call(name, [&] { return Json(text); }, &text[0], 96U);
+    out[name] = library.call(
+        name, [&] { return Json(text); }, &text[0], 96U);
   }
   int cuda = 0;
-  out["nvmlSystemGetCudaDriverVersion_v2"] = library.call("nvmlSystemGetCudaDriverVersion_v2", [&] { return Json(cuda); }, &cuda);
+  out["nvmlSystemGetCudaDriverVersion_v2"] = library.call(
+      "nvmlSystemGetCudaDriverVersion_v2", [&] { return Json(cuda); }, &cuda);
   nvmlDevice_t device = nullptr;
-  if (const Json opened = library.call("nvmlDeviceGetHandleByIndex_v2", nothing, gpu, &device); opened.is_object()) {
+  if (const Json opened = library.call("nvmlDeviceGetHandleByIndex_v2", nothing, gpu, &device);
+      opened.is_object()) {
     out["device"] = opened;
     return out;
   }
@@ -461,7 +600,8 @@ Json ask_all(void* handle, unsigned gpu) {
   return out;
 }
 
-[[noreturn]] void child(const std::filesystem::path& path, const std::filesystem::path& twin, unsigned gpu, int out) {
+[[noreturn]] void child(const std::filesystem::path& path, const std::filesystem::path& twin, unsigned gpu,
+                        int out) {
   if (twin.empty()) {
     ::unsetenv("BULKHEAD_TWIN");
   } else {
@@ -482,22 +622,59 @@ Json ask_all(void* handle, unsigned gpu) {
   ::_exit(0);
 }
 
-// ---- comparing -----------------------------------------------------------------------------------------------------
+// ---- comparing
+// -----------------------------------------------------------------------------------------------------
 bool starts(std::string_view text, std::initializer_list<std::string_view> any) {
-  return std::any_of(any.begin(), any.end(), [&](std::string_view one) { return text == one || (text.starts_with(one) && (text[one.size()] == '.' || text[one.size()] == '[')); });
+  return std::any_of(any.begin(), any.end(), [&](std::string_view one) {
+    return text == one || (text.starts_with(one) && (text[one.size()] == '.' || text[one.size()] == '['));
+  });
 }
 
 DifferenceKind kind_of(std::string_view question) {
-  if (starts(question, {"nvmlDeviceGetUUID", "nvmlDeviceGetSerial", "nvmlDeviceGetPdi", "nvmlDeviceGetIrqNum", "nvmlDeviceGetBoardId", "nvmlDeviceGetMinorNumber",
-                        "nvmlDeviceGetModuleId", "nvmlDeviceGetPciInfo_v3.busIdLegacy", "nvmlDeviceGetPciInfo_v3.busId", "nvmlDeviceGetPciInfo_v3.bus",
-                        "nvmlDeviceGetPciInfo_v3.device", "nvmlDeviceGetPciInfo_v3.domain"})) {
+  if (starts(question, {"nvmlDeviceGetUUID", "nvmlDeviceGetSerial", "nvmlDeviceGetPdi", "nvmlDeviceGetIrqNum",
+                        "nvmlDeviceGetBoardId", "nvmlDeviceGetMinorNumber", "nvmlDeviceGetModuleId",
+                        "nvmlDeviceGetPciInfo_v3.busIdLegacy", "nvmlDeviceGetPciInfo_v3.busId",
+                        "nvmlDeviceGetPciInfo_v3.bus", "nvmlDeviceGetPciInfo_v3.device",
+                        "nvmlDeviceGetPciInfo_v3.domain"})) {
     return DifferenceKind::identity;
   }
-  if (starts(question, {"nvmlDeviceGetPowerUsage", "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetMarginTemperature", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetMemoryInfo.free",
-                        "nvmlDeviceGetMemoryInfo.used", "nvmlDeviceGetBAR1MemoryInfo.bar1Free", "nvmlDeviceGetBAR1MemoryInfo.bar1Used", "nvmlDeviceGetCurrentClocksEventReasons",
-                        "nvmlDeviceGetCurrentClocksThrottleReasons", "nvmlDeviceGetCurrentClockFreqs", "nvmlDeviceGetDynamicPstatesInfo", "clock_0", "clock_1", "clock_2", "clock_3", "fields.74",
-                        "fields.75", "fields.76", "fields.77", "fields.78", "fields.79", "fields.80", "fields.81", "fields.82", "fields.83", "fields.185", "fields.186", "fields.191", "fields.197",
-                        "fields.198", "fields.175", "fields.176", "fields.177", "fields.269", "fields.270", "fields.271"})) {
+  if (starts(question, {"nvmlDeviceGetPowerUsage",
+                        "nvmlDeviceGetTotalEnergyConsumption",
+                        "nvmlDeviceGetMarginTemperature",
+                        "nvmlDeviceGetUtilizationRates",
+                        "nvmlDeviceGetMemoryInfo.free",
+                        "nvmlDeviceGetMemoryInfo.used",
+                        "nvmlDeviceGetBAR1MemoryInfo.bar1Free",
+                        "nvmlDeviceGetBAR1MemoryInfo.bar1Used",
+                        "nvmlDeviceGetCurrentClocksEventReasons",
+                        "nvmlDeviceGetCurrentClocksThrottleReasons",
+                        "nvmlDeviceGetCurrentClockFreqs",
+                        "nvmlDeviceGetDynamicPstatesInfo",
+                        "clock_0",
+                        "clock_1",
+                        "clock_2",
+                        "clock_3",
+                        "fields.74",
+                        "fields.75",
+                        "fields.76",
+                        "fields.77",
+                        "fields.78",
+                        "fields.79",
+                        "fields.80",
+                        "fields.81",
+                        "fields.82",
+                        "fields.83",
+                        "fields.185",
+                        "fields.186",
+                        "fields.191",
+                        "fields.197",
+                        "fields.198",
+                        "fields.175",
+                        "fields.176",
+                        "fields.177",
+                        "fields.269",
+                        "fields.270",
+                        "fields.271"})) {
     return DifferenceKind::live;
   }
   // A metric's return code and name are facts, its value is not.
@@ -518,13 +695,15 @@ void walk(const std::string& at, const Json& real, const Json& twin, std::vector
   }
   const bool same_number = real.is_number() && twin.is_number() && real.get<double>() == twin.get<double>();
   if (real == twin || same_number) return;
-  if (real.is_object() && twin.is_object() && real.value("code", -1) == twin.value("code", -2)) return;  // words vary by driver
+  if (real.is_object() && twin.is_object() && real.value("code", -1) == twin.value("code", -2))
+    return;  // words vary by driver
   found.push_back({at, real.dump(), twin.dump(), kind_of(at)});
 }
 
 }  // namespace
 
-Result<Json> ask_nvml(const std::filesystem::path& library, const std::filesystem::path& twin, unsigned gpu, std::chrono::milliseconds limit) {
+Result<Json> ask_nvml(const std::filesystem::path& library, const std::filesystem::path& twin, unsigned gpu,
+                      std::chrono::milliseconds limit) {
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return errno_error("pipe", errno);
   UniqueFd in(ends[0]), out(ends[1]);
@@ -554,9 +733,14 @@ Result<Json> ask_nvml(const std::filesystem::path& library, const std::filesyste
   while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
   }
   const std::string name = library.string();
-  if (late) return Error(Errc::timeout, fmt::format("ask {}: no answer within {} s", name, limit.count() / 1000));
-  if (WIFSIGNALED(status)) return Error(Errc::gone, fmt::format("ask {}: the process that asked died of signal {}", name, WTERMSIG(status)));
-  if (text.starts_with("no")) return Error(Errc::unavailable, fmt::format("load {}: {}", name, text.substr(2)), "name the library: --library /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1");
+  if (late)
+    return Error(Errc::timeout, fmt::format("ask {}: no answer within {} s", name, limit.count() / 1000));
+  if (WIFSIGNALED(status))
+    return Error(Errc::gone,
+                 fmt::format("ask {}: the process that asked died of signal {}", name, WTERMSIG(status)));
+  if (text.starts_with("no"))
+    return Error(Errc::unavailable, fmt::format("load {}: {}", name, text.substr(2)),
+                 "name the library: --library /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1");
   if (!text.starts_with("ok")) return Error(Errc::corrupt, fmt::format("ask {}: no answer", name));
   return parse_json(std::string_view(text).substr(2));
 }
@@ -569,7 +753,10 @@ std::vector<Difference> compare(const Json& real, const Json& twin) {
 
 std::size_t count_questions(const Json& answers) {
   std::size_t n = 0;
-  for (const auto& [key, value] : answers.items()) n += (key == "fields" || key == "gpm" || key == "gpu_instance_profiles") && !value.contains("error") ? value.size() : 1;
+  for (const auto& [key, value] : answers.items())
+    n += (key == "fields" || key == "gpm" || key == "gpu_instance_profiles") && !value.contains("error")
+             ? value.size()
+             : 1;
   return n;
 }
 

@@ -44,7 +44,8 @@ TEST_F(Twin, of_the_recorded_h100_answers_every_question_as_it_did) {
   ASSERT_FALSE(real.is_null());
   EXPECT_GT(count_questions(*answers), 590U);
   for (const Difference& d : compare(real, *answers)) {
-    EXPECT_NE(d.kind, DifferenceKind::differs) << d.question << ": the board said " << d.real << ", the twin says " << d.twin;
+    EXPECT_NE(d.kind, DifferenceKind::differs)
+        << d.question << ": the board said " << d.real << ", the twin says " << d.twin;
   }
 }
 
@@ -56,7 +57,8 @@ TEST_F(Twin, that_lies_is_found_out) {
   for (const Difference& d : compare(recorded("h100-sxm-80gb.json"), *answers)) {
     if (d.kind == DifferenceKind::differs) differing.push_back(d.question);
   }
-  EXPECT_EQ(differing, (std::vector<std::string>{"nvmlDeviceGetMemoryBusWidth", "nvmlDeviceGetRowRemapperHistogram.max"}));
+  EXPECT_EQ(differing, (std::vector<std::string>{"nvmlDeviceGetMemoryBusWidth",
+                                                 "nvmlDeviceGetRowRemapperHistogram.max"}));
 }
 
 TEST_F(Twin, whose_driver_is_not_loaded_says_so) {
@@ -86,15 +88,23 @@ TEST_F(Twin, whose_library_is_missing_is_an_error_with_a_hint) {
 }
 
 TEST(Compare, sorts_differences_into_live_identity_and_the_rest) {
-  const Json real = {{"nvmlDeviceGetPowerUsage", 70000}, {"nvmlDeviceGetUUID", "GPU-1"}, {"nvmlDeviceGetBrand", 14}, {"fields", {{"82", {0, 1, 30}}, {"91", {0, 1, 18}}}}, {"lat_us", 1}};
-  const Json twin = {{"nvmlDeviceGetPowerUsage", 71000}, {"nvmlDeviceGetUUID", "GPU-2"}, {"nvmlDeviceGetBrand", 13}, {"fields", {{"82", {0, 1, 31}}, {"91", {3, 1, 18}}}}};
+  const Json real = {{"nvmlDeviceGetPowerUsage", 70000},
+                     {"nvmlDeviceGetUUID", "GPU-1"},
+                     {"nvmlDeviceGetBrand", 14},
+                     {"fields", {{"82", {0, 1, 30}}, {"91", {0, 1, 18}}}},
+                     {"lat_us", 1}};
+  const Json twin = {{"nvmlDeviceGetPowerUsage", 71000},
+                     {"nvmlDeviceGetUUID", "GPU-2"},
+                     {"nvmlDeviceGetBrand", 13},
+                     {"fields", {{"82", {0, 1, 31}}, {"91", {3, 1, 18}}}}};
   std::vector<std::pair<std::string, DifferenceKind>> found;
   for (const Difference& d : compare(real, twin)) found.emplace_back(d.question, d.kind);
-  EXPECT_EQ(found, (std::vector<std::pair<std::string, DifferenceKind>>{{"nvmlDeviceGetPowerUsage", DifferenceKind::live},
-                                                                        {"nvmlDeviceGetUUID", DifferenceKind::identity},
-                                                                        {"nvmlDeviceGetBrand", DifferenceKind::differs},
-                                                                        {"fields.82[2]", DifferenceKind::live},
-                                                                        {"fields.91[0]", DifferenceKind::differs}}));
+  EXPECT_EQ(found, (std::vector<std::pair<std::string, DifferenceKind>>{
+                       {"nvmlDeviceGetPowerUsage", DifferenceKind::live},
+                       {"nvmlDeviceGetUUID", DifferenceKind::identity},
+                       {"nvmlDeviceGetBrand", DifferenceKind::differs},
+                       {"fields.82[2]", DifferenceKind::live},
+                       {"fields.91[0]", DifferenceKind::differs}}));
 }
 
 }  // namespace

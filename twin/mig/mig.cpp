@@ -28,7 +28,8 @@ bool is_free(const std::vector<Place>& used, Place place) {
 
 std::uint32_t count_of(const Gpu& gpu, std::uint32_t profile_id) {
   std::uint32_t n = 0;
-  for (const GpuInstance& instance : gpu.instances) n += instance.used != 0 && instance.profile_id == profile_id ? 1U : 0U;
+  for (const GpuInstance& instance : gpu.instances)
+    n += instance.used != 0 && instance.profile_id == profile_id ? 1U : 0U;
   return n;
 }
 
@@ -43,12 +44,14 @@ std::uint32_t compute_slices_used(const Chip& chip, const Gpu& gpu) {
   return n;
 }
 
-// The rule that reproduces every A100 sequence printed in the User Guide: leave the most (profile, placement) pairs.
+// The rule that reproduces every A100 sequence printed in the User Guide: leave the most (profile, placement)
+// pairs.
 std::uint32_t pairs_left(const Chip& chip, const std::vector<Place>& used) {
   std::uint32_t n = 0;
   for (std::uint32_t i = 0; i < chip.profile_count; ++i) {
     const MigProfile& profile = chip.profiles[i];
-    for (std::uint32_t s = 0; s < profile.start_count; ++s) n += is_free(used, {profile.starts[s], profile.size}) ? 1U : 0U;
+    for (std::uint32_t s = 0; s < profile.start_count; ++s)
+      n += is_free(used, {profile.starts[s], profile.size}) ? 1U : 0U;
   }
   return n;
 }
@@ -72,9 +75,11 @@ std::optional<Place> default_place(const Chip& chip, const Gpu& gpu, const MigPr
     if (!is_free(used, place)) continue;
     std::vector<Place> after = used;
     after.push_back(place);
-    const std::uint32_t left =
-        chip.placement_policy == PlacementPolicy::most_pairs_left ? pairs_left(chip, after) : ids_left(chip, after);
-    if (!best || left > best_left || (left == best_left && instance_id(chip, place) < instance_id(chip, *best))) {
+    const std::uint32_t left = chip.placement_policy == PlacementPolicy::most_pairs_left
+                                   ? pairs_left(chip, after)
+                                   : ids_left(chip, after);
+    if (!best || left > best_left ||
+        (left == best_left && instance_id(chip, place) < instance_id(chip, *best))) {
       best = place;
       best_left = left;
     }
@@ -88,12 +93,14 @@ std::array<std::uint8_t, 20> sha1(const std::string& message) {
   padded.push_back(static_cast<char>(0x80));
   while (padded.size() % 64 != 56) padded.push_back('\0');
   const std::uint64_t bits = message.size() * 8U;
-  for (int shift = 56; shift >= 0; shift -= 8) padded.push_back(static_cast<char>((bits >> static_cast<unsigned>(shift)) & 0xffU));
+  for (int shift = 56; shift >= 0; shift -= 8)
+    padded.push_back(static_cast<char>((bits >> static_cast<unsigned>(shift)) & 0xffU));
   std::array<std::uint32_t, 5> h = {0x67452301U, 0xefcdab89U, 0x98badcfeU, 0x10325476U, 0xc3d2e1f0U};
   const auto rotate = [](std::uint32_t x, unsigned n) { return (x << n) | (x >> (32U - n)); };
   for (std::size_t at = 0; at < padded.size(); at += 64) {
     std::array<std::uint32_t, 80> w{};
-    for (std::size_t i = 0; i < 64; ++i) w[i / 4] = w[i / 4] << 8U | static_cast<std::uint8_t>(padded[at + i]);
+    for (std::size_t i = 0; i < 64; ++i)
+      w[i / 4] = w[i / 4] << 8U | static_cast<std::uint8_t>(padded[at + i]);
     for (std::size_t i = 16; i < 80; ++i) w[i] = rotate(w[i - 3] ^ w[i - 8] ^ w[i - 14] ^ w[i - 16], 1);
     auto [a, b, c, d, e] = h;
     for (std::size_t i = 0; i < 80; ++i) {
@@ -123,14 +130,17 @@ void drop_instances(Gpu& gpu) {
 
 }  // namespace
 
-bool process_on(const State& state, std::uint32_t gpu, std::uint32_t gpu_instance, std::uint32_t compute_instance) {
+bool process_on(const State& state, std::uint32_t gpu, std::uint32_t gpu_instance,
+                std::uint32_t compute_instance) {
   return std::any_of(std::begin(state.processes), std::end(state.processes), [&](const Process& process) {
-    return process.used != 0 && process.gpu == gpu && (gpu_instance == none || process.gpu_instance == gpu_instance) &&
+    return process.used != 0 && process.gpu == gpu &&
+           (gpu_instance == none || process.gpu_instance == gpu_instance) &&
            (compute_instance == none || process.compute_instance == compute_instance);
   });
 }
 
-// ---- mode --------------------------------------------------------------------------------------------------------
+// ---- mode
+// --------------------------------------------------------------------------------------------------------
 ModeAnswer set_mode(State& state, std::uint32_t gpu, bool on) {
   Gpu& g = state.gpus[gpu];
   const MigActivation how = chip_of(state, gpu).mig;
@@ -157,7 +167,8 @@ void forget(State& state, std::uint32_t gpu) {
   reset(state, gpu);
 }
 
-// ---- profiles ----------------------------------------------------------------------------------------------------
+// ---- profiles
+// ----------------------------------------------------------------------------------------------------
 const MigProfile* profile_by_enum(const State& state, std::uint32_t gpu, std::uint32_t nvml_enum) {
   const Chip& chip = chip_of(state, gpu);
   for (std::uint32_t i = 0; i < chip.profile_count; ++i) {
@@ -174,9 +185,10 @@ const MigProfile* profile_by_id(const State& state, std::uint32_t gpu, std::uint
   return nullptr;
 }
 
-std::optional<ComputeProfile> compute_profile(const State& state, std::uint32_t gpu, const GpuInstance& instance,
-                                              std::uint32_t nvml_enum) {
-  static constexpr std::array<std::uint32_t, 9> slices_of = {1, 2, 3, 4, 7, 8, 6, 1, 7};  // nvml.h; index = enum
+std::optional<ComputeProfile> compute_profile(const State& state, std::uint32_t gpu,
+                                              const GpuInstance& instance, std::uint32_t nvml_enum) {
+  static constexpr std::array<std::uint32_t, 9> slices_of = {1, 2, 3, 4, 7,
+                                                             8, 6, 1, 7};  // nvml.h; index = enum
   if (nvml_enum >= slices_of.size()) return std::nullopt;
   const MigProfile* of = profile_by_id(state, gpu, instance.profile_id);
   if (of == nullptr) return std::nullopt;
@@ -184,17 +196,18 @@ std::optional<ComputeProfile> compute_profile(const State& state, std::uint32_t 
   if (slices > of->slices || nvml_enum == 8) return std::nullopt;
   ComputeProfile profile{nvml_enum, nvml_enum, slices, of->slices / slices, of->sm};
   if (nvml_enum == 7) {
-    // 1c REV1 was seen once: in the 2g of an H100, one instance with the multiprocessors of the double-memory 1g
-    // (go-nvml issue 146). Elsewhere it is not known to exist.
+    // 1c REV1 was seen once: in the 2g of an H100, one instance with the multiprocessors of the double-memory
+    // 1g (go-nvml issue 146). Elsewhere it is not known to exist.
     const MigProfile* rev = profile_by_id(state, gpu, 15);
-    if (chip_of(state, gpu).mig != MigActivation::immediate || of->slices != 2 || rev == nullptr) return std::nullopt;
+    if (chip_of(state, gpu).mig != MigActivation::immediate || of->slices != 2 || rev == nullptr)
+      return std::nullopt;
     profile.max_instances = 1;
     profile.sm = rev->sm;
     return profile;
   }
   if (slices < of->slices) {
-    // What a GPU instance of as many slices has: read for 1c of 2g on H100, and exact on A100 (14 a slice). The
-    // others on Hopper are assumed, no listing of theirs being known.
+    // What a GPU instance of as many slices has: read for 1c of 2g on H100, and exact on A100 (14 a slice).
+    // The others on Hopper are assumed, no listing of theirs being known.
     const Chip& chip = chip_of(state, gpu);
     std::uint32_t sm = of->sm * slices / of->slices;
     for (std::uint32_t i = 0; i < chip.profile_count; ++i) {
@@ -210,11 +223,13 @@ std::optional<ComputeProfile> compute_profile(const State& state, std::uint32_t 
 
 std::vector<Place> compute_places(const MigProfile& of, const ComputeProfile& profile) {
   std::vector<Place> places;
-  for (std::uint32_t start = 0; start + profile.slices <= of.slices; ++start) places.push_back({start, profile.slices});
+  for (std::uint32_t start = 0; start + profile.slices <= of.slices; ++start)
+    places.push_back({start, profile.slices});
   return places;
 }
 
-// ---- GPU instances -----------------------------------------------------------------------------------------------
+// ---- GPU instances
+// -----------------------------------------------------------------------------------------------
 std::uint32_t instance_id(const Chip& chip, Place place) {
   // A grid of 4 or 12 slices is the same tree, stretched.
   const std::uint32_t parts = chip.memory_slices / std::max(place.size, 1U);  // 1, 2, 4, 8
@@ -243,7 +258,9 @@ std::uint32_t capacity(const State& state, std::uint32_t gpu, const MigProfile& 
   const std::uint32_t by_profile = profile.max_instances > of_it ? profile.max_instances - of_it : 0;
   const std::uint32_t by_slots = static_cast<std::uint32_t>(max_gpu_instances - used.size());
   const std::uint32_t slices = compute_slices_used(chip, g);
-  const std::uint32_t by_slices = profile.slices == 0 ? 0 : (chip.compute_slices - std::min(slices, chip.compute_slices)) / profile.slices;
+  const std::uint32_t by_slices =
+      profile.slices == 0 ? 0
+                          : (chip.compute_slices - std::min(slices, chip.compute_slices)) / profile.slices;
   std::uint32_t fit = 0;
   for (std::uint32_t s = 0; s < profile.start_count; ++s) {
     const Place place{profile.starts[s], profile.size};
@@ -254,7 +271,8 @@ std::uint32_t capacity(const State& state, std::uint32_t gpu, const MigProfile& 
   return std::min({fit, by_profile, by_slots, by_slices});
 }
 
-Code create(State& state, std::uint32_t gpu, std::uint32_t profile_id, std::optional<Place> place, GpuInstance** made) {
+Code create(State& state, std::uint32_t gpu, std::uint32_t profile_id, std::optional<Place> place,
+            GpuInstance** made) {
   const Chip& chip = chip_of(state, gpu);
   Gpu& g = state.gpus[gpu];
   if (chip.mig == MigActivation::unsupported || g.mig_current == 0) return not_supported;
@@ -290,15 +308,16 @@ Code create(State& state, std::uint32_t gpu, std::uint32_t profile_id, std::opti
 Code destroy(State& state, std::uint32_t gpu, std::uint32_t id) {
   GpuInstance* instance = find(state, gpu, id);
   if (instance == nullptr) return invalid_argument;
-  const bool has_compute =
-      std::any_of(std::begin(instance->compute), std::end(instance->compute), [](const ComputeInstance& c) { return c.used != 0; });
+  const bool has_compute = std::any_of(std::begin(instance->compute), std::end(instance->compute),
+                                       [](const ComputeInstance& c) { return c.used != 0; });
   if (has_compute || process_on(state, gpu, id)) return in_use;
   *instance = GpuInstance{};
   ++state.gpus[gpu].generation;
   return success;
 }
 
-// ---- compute instances -------------------------------------------------------------------------------------------
+// ---- compute instances
+// -------------------------------------------------------------------------------------------
 namespace {
 std::vector<Place> compute_taken(const GpuInstance& instance) {
   std::vector<Place> places;
@@ -308,8 +327,8 @@ std::vector<Place> compute_taken(const GpuInstance& instance) {
   return places;
 }
 
-std::uint32_t compute_pairs_left(const State& state, std::uint32_t gpu, const GpuInstance& instance, const MigProfile& of,
-                                 const std::vector<Place>& used) {
+std::uint32_t compute_pairs_left(const State& state, std::uint32_t gpu, const GpuInstance& instance,
+                                 const MigProfile& of, const std::vector<Place>& used) {
   std::uint32_t n = 0;
   for (std::uint32_t e = 0; e < 8; ++e) {
     if (const auto profile = compute_profile(state, gpu, instance, e)) {
@@ -320,13 +339,15 @@ std::uint32_t compute_pairs_left(const State& state, std::uint32_t gpu, const Gp
 }
 }  // namespace
 
-std::uint32_t compute_capacity(const State& state, std::uint32_t gpu, const GpuInstance& instance, const ComputeProfile& profile) {
+std::uint32_t compute_capacity(const State& state, std::uint32_t gpu, const GpuInstance& instance,
+                               const ComputeProfile& profile) {
   const MigProfile* of = profile_by_id(state, gpu, instance.profile_id);
   if (of == nullptr) return 0;
   std::vector<Place> used = compute_taken(instance);
   const std::uint32_t slots = static_cast<std::uint32_t>(max_compute_instances - used.size());
   std::uint32_t of_it = 0;
-  for (const ComputeInstance& compute : instance.compute) of_it += compute.used != 0 && compute.profile == profile.nvml_enum ? 1U : 0U;
+  for (const ComputeInstance& compute : instance.compute)
+    of_it += compute.used != 0 && compute.profile == profile.nvml_enum ? 1U : 0U;
   std::uint32_t fit = 0;
   for (const Place place : compute_places(*of, profile)) {
     if (!is_free(used, place)) continue;
@@ -336,8 +357,8 @@ std::uint32_t compute_capacity(const State& state, std::uint32_t gpu, const GpuI
   return std::min({fit, slots, profile.max_instances - std::min(of_it, profile.max_instances)});
 }
 
-Code create_compute(State& state, std::uint32_t gpu, GpuInstance& instance, std::uint32_t profile_enum, std::optional<Place> place,
-                    ComputeInstance** made) {
+Code create_compute(State& state, std::uint32_t gpu, GpuInstance& instance, std::uint32_t profile_enum,
+                    std::optional<Place> place, ComputeInstance** made) {
   const MigProfile* of = profile_by_id(state, gpu, instance.profile_id);
   const auto profile = compute_profile(state, gpu, instance, profile_enum);
   if (instance.half_made != 0) return unknown_error;
@@ -395,7 +416,8 @@ Code destroy_compute(State& state, std::uint32_t gpu, GpuInstance& instance, std
   return invalid_argument;
 }
 
-// ---- what follows from them --------------------------------------------------------------------------------------
+// ---- what follows from them
+// --------------------------------------------------------------------------------------
 std::vector<Device> devices(const State& state, std::uint32_t gpu) {
   std::vector<Device> found;
   if (state.gpus[gpu].mig_current == 0) return found;
@@ -433,7 +455,9 @@ std::string device_uuid(std::string_view gpu_uuid, std::uint32_t gpu_instance, s
   return text;
 }
 
-std::uint32_t cap_minor(std::uint32_t gpu_minor, std::uint32_t gpu_instance) { return 3 + 135 * gpu_minor + 9 * gpu_instance; }
+std::uint32_t cap_minor(std::uint32_t gpu_minor, std::uint32_t gpu_instance) {
+  return 3 + 135 * gpu_minor + 9 * gpu_instance;
+}
 std::uint32_t cap_minor(std::uint32_t gpu_minor, std::uint32_t gpu_instance, std::uint32_t compute_instance) {
   return cap_minor(gpu_minor, gpu_instance) + 1 + compute_instance;
 }

@@ -16,11 +16,13 @@ struct Row {
 };
 
 // Read on an H100 SXM, driver 580.159.04; the A100 80GB shares starts, sizes and ids (its own transcript).
-const std::vector<Row> eight_slices = {
-    {"1g.10gb", 0, 19, 1, 7, 9984, 16, {0, 1, 2, 3, 4, 5, 6}, 1}, {"1g.10gb+me", 7, 20, 1, 1, 9984, 16, {0, 1, 2, 3, 4, 5, 6}, 1},
-    {"1g.20gb", 9, 15, 1, 4, 20096, 26, {0, 2, 4, 6}, 2},         {"2g.20gb", 1, 14, 2, 3, 20096, 32, {0, 2, 4}, 2},
-    {"3g.40gb", 2, 9, 3, 2, 40448, 60, {0, 4}, 4},                {"4g.40gb", 3, 5, 4, 1, 40448, 64, {0}, 4},
-    {"7g.80gb", 4, 0, 7, 1, 81152, 132, {0}, 8}};
+const std::vector<Row> eight_slices = {{"1g.10gb", 0, 19, 1, 7, 9984, 16, {0, 1, 2, 3, 4, 5, 6}, 1},
+                                       {"1g.10gb+me", 7, 20, 1, 1, 9984, 16, {0, 1, 2, 3, 4, 5, 6}, 1},
+                                       {"1g.20gb", 9, 15, 1, 4, 20096, 26, {0, 2, 4, 6}, 2},
+                                       {"2g.20gb", 1, 14, 2, 3, 20096, 32, {0, 2, 4}, 2},
+                                       {"3g.40gb", 2, 9, 3, 2, 40448, 60, {0, 4}, 4},
+                                       {"4g.40gb", 3, 5, 4, 1, 40448, 64, {0}, 4},
+                                       {"7g.80gb", 4, 0, 7, 1, 81152, 132, {0}, 8}};
 // RTX PRO 6000 Blackwell: twelve units.
 const std::vector<Row> twelve_slices = {{"1g.24gb", 0, 14, 1, 4, 24192, 46, {0, 3, 6, 9}, 3},
                                         {"2g.48gb", 1, 5, 2, 2, 48512, 94, {0, 6}, 6},
@@ -28,7 +30,8 @@ const std::vector<Row> twelve_slices = {{"1g.24gb", 0, 14, 1, 4, 24192, 46, {0, 
 
 class Board : public ::testing::Test {
  protected:
-  void cut(MigActivation how, PlacementPolicy policy, const std::vector<Row>& rows = eight_slices, std::uint32_t memory = 8, std::uint32_t compute = 7) {
+  void cut(MigActivation how, PlacementPolicy policy, const std::vector<Row>& rows = eight_slices,
+           std::uint32_t memory = 8, std::uint32_t compute = 7) {
     *state = State{};
     state->gpu_count = 1;
     Chip& chip = state->chips[0];
@@ -39,7 +42,8 @@ class Board : public ::testing::Test {
     for (const Row& row : rows) {
       MigProfile& p = chip.profiles[chip.profile_count++];
       p.name.set(row.name);
-      p.nvml_enum = row.nvml_enum, p.id = row.id, p.slices = row.slices, p.max_instances = row.max, p.memory_mib = row.memory, p.sm = row.sm;
+      p.nvml_enum = row.nvml_enum, p.id = row.id, p.slices = row.slices, p.max_instances = row.max,
+      p.memory_mib = row.memory, p.sm = row.sm;
       for (const auto start : row.starts) p.starts[p.start_count++] = start;
       p.size = row.size;
     }
@@ -63,7 +67,8 @@ class Board : public ::testing::Test {
     }
     return ids;
   }
-  GpuInstance* place(std::uint32_t profile, std::uint32_t start, std::uint32_t size, Code expected = success) {
+  GpuInstance* place(std::uint32_t profile, std::uint32_t start, std::uint32_t size,
+                     Code expected = success) {
     GpuInstance* made = nullptr;
     EXPECT_EQ(create(*state, 0, profile, Place{start, size}, &made), expected);
     return made;
@@ -111,7 +116,10 @@ TEST_F(Mig, every_hopper_placement_can_be_made_has_its_own_id_and_blocks_what_ov
       const GpuInstance* made = place(row.id, start, row.size);
       ASSERT_NE(made, nullptr) << row.name << " at " << start;
       if (row.id == 19) singles.insert(made->id);
-      EXPECT_EQ(made->id, row.size == 8 ? 0 : row.size == 4 ? 1 + start / 4 : row.size == 2 ? 3 + start / 2 : 7 + start);
+      EXPECT_EQ(made->id, row.size == 8   ? 0
+                          : row.size == 4 ? 1 + start / 4
+                          : row.size == 2 ? 3 + start / 2
+                                          : 7 + start);
       for (const Row& other : eight_slices) {
         for (const auto at : other.starts) {
           const bool overlaps = at < start + row.size && start < at + other.size;
@@ -119,7 +127,8 @@ TEST_F(Mig, every_hopper_placement_can_be_made_has_its_own_id_and_blocks_what_ov
           ASSERT_NE(place(row.id, start, row.size), nullptr);
           GpuInstance* second = nullptr;
           const bool same_and_spent = other.id == row.id && other.max == 1;
-          EXPECT_EQ(create(*state, 0, other.id, Place{at, other.size}, &second), overlaps || same_and_spent ? insufficient_resources : success)
+          EXPECT_EQ(create(*state, 0, other.id, Place{at, other.size}, &second),
+                    overlaps || same_and_spent ? insufficient_resources : success)
               << row.name << "@" << start << " then " << other.name << "@" << at;
         }
       }
@@ -253,7 +262,8 @@ TEST_F(Mig, compute_profiles_of_a_2g_are_those_listed_on_an_h100) {
   for (std::uint32_t e = 0; e < 9; ++e) {
     if (const auto p = compute_profile(*state, 0, *gi, e)) seen.emplace_back(p->id, p->max_instances, p->sm);
   }
-  EXPECT_EQ(seen, (std::vector<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>>{{0, 2, 16}, {1, 1, 32}, {7, 1, 26}}));
+  EXPECT_EQ(seen, (std::vector<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>>{
+                      {0, 2, 16}, {1, 1, 32}, {7, 1, 26}}));
 }
 
 TEST_F(Mig, compute_instances_fill_their_instance_and_no_more) {
@@ -285,7 +295,8 @@ TEST_F(Mig, a_half_made_instance_is_no_device_and_takes_no_compute_instance_but_
 }
 
 TEST_F(Mig, cap_minors_are_those_of_the_drivers_table) {
-  // /proc/driver/nvidia-caps/mig-minors: gpu0/gi0/access 3, gpu0/gi0/ci0/access 4, gpu0/gi1/access 12, gpu1/gi0/access 138.
+  // /proc/driver/nvidia-caps/mig-minors: gpu0/gi0/access 3, gpu0/gi0/ci0/access 4, gpu0/gi1/access 12,
+  // gpu1/gi0/access 138.
   EXPECT_EQ(cap_minor(0, 0), 3U);
   EXPECT_EQ(cap_minor(0, 0, 0), 4U);
   EXPECT_EQ(cap_minor(0, 1), 12U);

@@ -1,6 +1,6 @@
-// The vendor's header, and what the ABI gained after the 11.8 one we build with: structures of the 12 and 13 drivers,
-// read from NVIDIA's nvml.h 13 (NVIDIA/go-nvml). Sizes are checked here; clients check them again, since a versioned
-// structure's first word carries its size.
+// The vendor's header, and what the ABI gained after the 11.8 one we build with: structures of the 12 and 13
+// drivers, read from NVIDIA's nvml.h 13 (NVIDIA/go-nvml). Sizes are checked here; clients check them again,
+// since a versioned structure's first word carries its size.
 #pragma once
 
 #define NVML_NO_UNVERSIONED_FUNC_DEFS
@@ -91,7 +91,8 @@ static_assert(sizeof(PerfModes) == 2052);
 
 struct SramErrors {  // nvmlEccSramErrorStatus_v1_t
   unsigned version;
-  unsigned long long aggregate_parity, aggregate_secded, aggregate_corrected, volatile_parity, volatile_secded, volatile_corrected;
+  unsigned long long aggregate_parity, aggregate_secded, aggregate_corrected, volatile_parity,
+      volatile_secded, volatile_corrected;
   unsigned long long bucket_l2, bucket_sm, bucket_pcie, bucket_mcu, bucket_other;
   unsigned threshold_exceeded;
 };
@@ -195,7 +196,8 @@ struct ComputeInstancePlacement {  // nvmlComputeInstancePlacement_t
 // What the 11.8 header fixes: a change here would break every client.
 static_assert(sizeof(nvmlPciInfo_t) == 68);
 static_assert(sizeof(nvmlGpuInstanceProfileInfo_t) == 48 && sizeof(nvmlGpuInstanceProfileInfo_v2_t) == 152);
-static_assert(sizeof(nvmlComputeInstanceProfileInfo_t) == 36 && sizeof(nvmlComputeInstanceProfileInfo_v2_t) == 136);
+static_assert(sizeof(nvmlComputeInstanceProfileInfo_t) == 36 &&
+              sizeof(nvmlComputeInstanceProfileInfo_v2_t) == 136);
 static_assert(sizeof(nvmlGpuInstanceInfo_t) == 24 && sizeof(nvmlComputeInstanceInfo_t) == 32);
 static_assert(sizeof(nvmlProcessInfo_t) == 24 && sizeof(nvmlProcessInfo_v1_t) == 16);
 static_assert(sizeof(nvmlMemory_t) == 24 && sizeof(nvmlMemory_v2_t) == 40);

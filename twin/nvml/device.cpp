@@ -9,8 +9,8 @@
 
 #include "twin/nvml/library.hpp"
 
-using namespace bulkhead::twin;          // NOLINT(google-build-using-namespace): this file is the library
-using namespace bulkhead::twin::nvml;    // NOLINT(google-build-using-namespace)
+using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
+using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
@@ -28,11 +28,14 @@ unsigned rounded(double value) { return value <= 0 ? 0U : static_cast<unsigned>(
 
 const MigProfile& profile_of(Dev d) { return *mig::profile_by_id(*d.state, d.slot, d.instance->profile_id); }
 
-std::string bus_id(const Gpu& gpu) { return fmt::format("{:08X}:{:02X}:{:02X}.0", gpu.pci_domain, gpu.pci_bus, gpu.pci_device); }
+std::string bus_id(const Gpu& gpu) {
+  return fmt::format("{:08X}:{:02X}:{:02X}.0", gpu.pci_domain, gpu.pci_bus, gpu.pci_device);
+}
 
 void fill_pci(Dev d, nvmlPciInfo_t& pci) {
   pci = {};
-  put(fmt::format("{:04X}:{:02X}:{:02X}.0", d.gpu->pci_domain & 0xffffU, d.gpu->pci_bus, d.gpu->pci_device), pci.busIdLegacy);
+  put(fmt::format("{:04X}:{:02X}:{:02X}.0", d.gpu->pci_domain & 0xffffU, d.gpu->pci_bus, d.gpu->pci_device),
+      pci.busIdLegacy);
   pci.domain = d.gpu->pci_domain;
   pci.bus = d.gpu->pci_bus;
   pci.device = d.gpu->pci_device;
@@ -60,18 +63,25 @@ nvmlReturn_t open_gpu(const State& state, std::uint32_t slot, nvmlDevice_t* devi
 unsigned clock_now(Dev d, unsigned type) {
   switch (type) {
     case NVML_CLOCK_GRAPHICS:
-    case NVML_CLOCK_SM: return rounded(d.gpu->clock_graphics);
-    case NVML_CLOCK_MEM: return rounded(d.gpu->clock_memory);
-    default: return rounded(d.gpu->clock_graphics * d.chip->clock_video_max / std::max(d.chip->clock_graphics_max, 1U));
+    case NVML_CLOCK_SM:
+      return rounded(d.gpu->clock_graphics);
+    case NVML_CLOCK_MEM:
+      return rounded(d.gpu->clock_memory);
+    default:
+      return rounded(d.gpu->clock_graphics * d.chip->clock_video_max /
+                     std::max(d.chip->clock_graphics_max, 1U));
   }
 }
 
 unsigned clock_most(Dev d, unsigned type) {
   switch (type) {
     case NVML_CLOCK_GRAPHICS:
-    case NVML_CLOCK_SM: return d.chip->clock_graphics_max;
-    case NVML_CLOCK_MEM: return d.chip->clock_memory[0];
-    default: return d.chip->clock_video_max;
+    case NVML_CLOCK_SM:
+      return d.chip->clock_graphics_max;
+    case NVML_CLOCK_MEM:
+      return d.chip->clock_memory[0];
+    default:
+      return d.chip->clock_video_max;
   }
 }
 
@@ -87,9 +97,11 @@ std::vector<unsigned> graphics_clocks(const Chip& chip) {
 
 std::string clock_line(const Chip& chip, unsigned now, unsigned memory) {
   return fmt::format(
-      "nvclock={}, nvclockmin={}, nvclockmax={}, nvclockeditable=0, memclock={}, memclockmin={}, memclockmax={}, memclockeditable=0, "
+      "nvclock={}, nvclockmin={}, nvclockmax={}, nvclockeditable=0, memclock={}, memclockmin={}, "
+      "memclockmax={}, memclockeditable=0, "
       "memTransferRate={}, memTransferRatemin={}, memTransferRatemax={}, memTransferRateeditable=0",
-      now, chip.clock_graphics_min, chip.clock_graphics_max, memory, memory, memory, memory * 2, memory * 2, memory * 2);
+      now, chip.clock_graphics_min, chip.clock_graphics_max, memory, memory, memory, memory * 2, memory * 2,
+      memory * 2);
 }
 
 struct Split {
@@ -123,24 +135,28 @@ std::vector<const Process*> processes_of(Dev d, bool graphics) {
   std::vector<const Process*> found;
   for (const Process& process : d.state->processes) {
     if (process.used == 0 || process.gpu != d.slot || (process.graphics != 0) != graphics) continue;
-    if (d.is_mig() && (process.gpu_instance != d.instance->id || process.compute_instance != d.compute->id)) continue;
+    if (d.is_mig() && (process.gpu_instance != d.instance->id || process.compute_instance != d.compute->id))
+      continue;
     found.push_back(&process);
   }
   return found;
 }
 
 template <class T>
-nvmlReturn_t list_processes(const char* function, nvmlDevice_t device, unsigned* count, T* infos, bool graphics) {
+nvmlReturn_t list_processes(const char* function, nvmlDevice_t device, unsigned* count, T* infos,
+                            bool graphics) {
   return ask(
       function, device, count != nullptr && (*count == 0 || infos != nullptr),
       [&](Dev d) {
-        return put_list(processes_of(d, graphics), count, infos, [&](const Process* p) { return process_entry<T>(*p, d); });
+        return put_list(processes_of(d, graphics), count, infos,
+                        [&](const Process* p) { return process_entry<T>(*p, d); });
       },
       Accept::gpu_or_mig);
 }
 
 nvmlReturn_t no_processes(const char* function, nvmlDevice_t device, unsigned* count) {
-  return ask(function, device, count != nullptr, [&](Dev) { return set(count, 0U); }, Accept::gpu_or_mig);
+  return ask(
+      function, device, count != nullptr, [&](Dev) { return set(count, 0U); }, Accept::gpu_or_mig);
 }
 
 // Utilisation of the whole board is not known under MIG (nvml.h).
@@ -152,7 +168,8 @@ nvmlReturn_t idle_engine(const char* function, nvmlDevice_t device, unsigned* ut
   });
 }
 
-nvmlReturn_t text_of(const char* function, nvmlDevice_t device, char* out, unsigned length, std::string_view (*pick)(Dev)) {
+nvmlReturn_t text_of(const char* function, nvmlDevice_t device, char* out, unsigned length,
+                     std::string_view (*pick)(Dev)) {
   return ask(function, device, out != nullptr && length > 0, [&](Dev d) {
     const std::string_view text = pick(d);
     return text.empty() ? NVML_ERROR_NOT_SUPPORTED : put(text, out, length);
@@ -165,33 +182,42 @@ nvmlReturn_t number_of(const char* function, nvmlDevice_t device, unsigned* out,
 
 std::uint64_t ecc_count(Dev d, unsigned type, unsigned counter) {
   const bool since_load = counter == NVML_VOLATILE_ECC;
-  if (type == NVML_MEMORY_ERROR_TYPE_CORRECTED) return since_load ? d.gpu->ecc_corrected : d.gpu->ecc_corrected_total;
+  if (type == NVML_MEMORY_ERROR_TYPE_CORRECTED)
+    return since_load ? d.gpu->ecc_corrected : d.gpu->ecc_corrected_total;
   return since_load ? d.gpu->ecc_uncorrected : d.gpu->ecc_uncorrected_total;
 }
 
 }  // namespace
 
-// ---- the host ------------------------------------------------------------------------------------------------------
+// ---- the host
+// ------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlSystemGetDriverVersion(char* version, unsigned length) {
-  return ask_host(__func__, version != nullptr, [&](const State& s) { return put(s.driver_version.view(), version, length); });
+  return ask_host(__func__, version != nullptr,
+                  [&](const State& s) { return put(s.driver_version.view(), version, length); });
 }
 nvmlReturn_t nvmlSystemGetNVMLVersion(char* version, unsigned length) {
-  return ask_host(__func__, version != nullptr, [&](const State& s) { return put(s.nvml_version.view(), version, length); });
+  return ask_host(__func__, version != nullptr,
+                  [&](const State& s) { return put(s.nvml_version.view(), version, length); });
 }
 nvmlReturn_t nvmlSystemGetCudaDriverVersion(int* version) {
-  return ask_host(__func__, version != nullptr, [&](const State& s) { return set(version, static_cast<int>(s.cuda_version)); });
+  return ask_host(__func__, version != nullptr,
+                  [&](const State& s) { return set(version, static_cast<int>(s.cuda_version)); });
 }
-nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int* version) { return nvmlSystemGetCudaDriverVersion(version); }
+nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int* version) {
+  return nvmlSystemGetCudaDriverVersion(version);
+}
 nvmlReturn_t nvmlSystemGetProcessName(unsigned pid, char* name, unsigned length) {
   return ask_host(__func__, name != nullptr && length > 0, [&](const State& s) {
     for (const Process& process : s.processes) {
-      if (process.used != 0 && process.pid == pid) return put(process.name.view().substr(0, length - 1), name, length);
+      if (process.used != 0 && process.pid == pid)
+        return put(process.name.view().substr(0, length - 1), name, length);
     }
     return NVML_ERROR_NOT_FOUND;
   });
 }
 nvmlReturn_t nvmlUnitGetCount(unsigned* count) {
-  return ask_host(__func__, count != nullptr, [&](const State&) { return set(count, 0U); });  // no S-class units
+  return ask_host(__func__, count != nullptr,
+                  [&](const State&) { return set(count, 0U); });  // no S-class units
 }
 nvmlReturn_t nvmlSystemGetHicVersion(unsigned* count, nvmlHwbcEntry_t*) {
   return ask_host(__func__, count != nullptr, [&](const State&) { return set(count, 0U); });
@@ -203,7 +229,8 @@ nvmlReturn_t nvmlGetExcludedDeviceInfoByIndex(unsigned, nvmlExcludedDeviceInfo_t
   return ask_host(__func__, info != nullptr, [&](const State&) { return NVML_ERROR_INVALID_ARGUMENT; });
 }
 
-// ---- handles -------------------------------------------------------------------------------------------------------
+// ---- handles
+// -------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned* count) {
   return ask_host(__func__, count != nullptr, [&](const State& s) {
     unsigned n = 0;
@@ -219,7 +246,9 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t* device)
     return slot == none ? NVML_ERROR_INVALID_ARGUMENT : open_gpu(s, slot, device);
   });
 }
-nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t* device) { return nvmlDeviceGetHandleByIndex_v2(index, device); }
+nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t* device) {
+  return nvmlDeviceGetHandleByIndex_v2(index, device);
+}
 
 nvmlReturn_t nvmlDeviceGetHandleBySerial(const char* serial, nvmlDevice_t* device) {
   return ask_host(__func__, serial != nullptr && device != nullptr, [&](const State& s) {
@@ -239,7 +268,8 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char* uuid, nvmlDevice_t* device) {
       for (const mig::Device& slice : mig::devices(s, g)) {
         // Both spellings are accepted: MIG-<uuid> and, from before R470, MIG-GPU-<gpu uuid>/<gi>/<ci>.
         if (slice.compute->uuid.view() == wanted ||
-            wanted == fmt::format("MIG-{}/{}/{}", s.gpus[g].uuid.view(), slice.instance->id, slice.compute->id)) {
+            wanted ==
+                fmt::format("MIG-{}/{}/{}", s.gpus[g].uuid.view(), slice.instance->id, slice.compute->id)) {
           return set(device, handle_of_mig(g, *slice.instance, *slice.compute));
         }
       }
@@ -248,8 +278,8 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char* uuid, nvmlDevice_t* device) {
   });
 }
 
-extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const abi::UuidValue* uuid,
-                                                                                          nvmlDevice_t* device);
+extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlDeviceGetHandleByUUIDV(
+    const abi::UuidValue* uuid, nvmlDevice_t* device);
 nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const abi::UuidValue* uuid, nvmlDevice_t* device) {
   if (uuid == nullptr || device == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
   if (uuid->version != abi::version_word<abi::UuidValue>(1)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
@@ -276,20 +306,24 @@ nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char* text, nvmlDevice_t* devic
   return nvmlDeviceGetHandleByPciBusId_v2(text, device);
 }
 
-// ---- identity ------------------------------------------------------------------------------------------------------
+// ---- identity
+// ------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char* name, unsigned length) {
   return ask(
       __func__, device, name != nullptr && length > 0,
       [&](Dev d) {
         if (!d.is_mig()) return put(d.chip->model.view(), name, length);
-        return put(fmt::format("{} MIG {}", d.chip->model.view(), mig::device_name(*d.chip, *d.instance, *d.compute)), name, length);
+        return put(fmt::format("{} MIG {}", d.chip->model.view(),
+                               mig::device_name(*d.chip, *d.instance, *d.compute)),
+                   name, length);
       },
       Accept::gpu_or_mig);
 }
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char* uuid, unsigned length) {
   return ask(
       __func__, device, uuid != nullptr && length > 0,
-      [&](Dev d) { return put(d.is_mig() ? d.compute->uuid.view() : d.gpu->uuid.view(), uuid, length); }, Accept::gpu_or_mig);
+      [&](Dev d) { return put(d.is_mig() ? d.compute->uuid.view() : d.gpu->uuid.view(), uuid, length); },
+      Accept::gpu_or_mig);
 }
 nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned* index) {
   return ask(
@@ -316,11 +350,15 @@ nvmlReturn_t nvmlDeviceGetVbiosVersion(nvmlDevice_t device, char* out, unsigned 
 nvmlReturn_t nvmlDeviceGetInforomImageVersion(nvmlDevice_t device, char* out, unsigned length) {
   return text_of(__func__, device, out, length, [](Dev d) { return d.chip->inforom_image.view(); });
 }
-nvmlReturn_t nvmlDeviceGetInforomVersion(nvmlDevice_t device, nvmlInforomObject_t object, char* out, unsigned length) {
-  return ask(__func__, device, out != nullptr && static_cast<unsigned>(object) < NVML_INFOROM_COUNT, [&](Dev d) {
-    const auto& text = object == NVML_INFOROM_OEM ? d.chip->inforom_oem : object == NVML_INFOROM_ECC ? d.chip->inforom_ecc : d.chip->inforom_power;
-    return text.view().empty() ? NVML_ERROR_NOT_SUPPORTED : put(text.view(), out, length);
-  });
+nvmlReturn_t nvmlDeviceGetInforomVersion(nvmlDevice_t device, nvmlInforomObject_t object, char* out,
+                                         unsigned length) {
+  return ask(__func__, device, out != nullptr && static_cast<unsigned>(object) < NVML_INFOROM_COUNT,
+             [&](Dev d) {
+               const auto& text = object == NVML_INFOROM_OEM   ? d.chip->inforom_oem
+                                  : object == NVML_INFOROM_ECC ? d.chip->inforom_ecc
+                                                               : d.chip->inforom_power;
+               return text.view().empty() ? NVML_ERROR_NOT_SUPPORTED : put(text.view(), out, length);
+             });
 }
 nvmlReturn_t nvmlDeviceGetInforomConfigurationChecksum(nvmlDevice_t device, unsigned* checksum) {
   return number_of(__func__, device, checksum, [](Dev) { return 0U; });
@@ -329,7 +367,8 @@ nvmlReturn_t nvmlDeviceValidateInforom(nvmlDevice_t device) {
   return ask(__func__, device, true, [](Dev) { return NVML_SUCCESS; });
 }
 nvmlReturn_t nvmlDeviceGetBrand(nvmlDevice_t device, nvmlBrandType_t* brand) {
-  return ask(__func__, device, brand != nullptr, [&](Dev d) { return set(brand, static_cast<nvmlBrandType_t>(d.chip->brand)); });
+  return ask(__func__, device, brand != nullptr,
+             [&](Dev d) { return set(brand, static_cast<nvmlBrandType_t>(d.chip->brand)); });
 }
 nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, nvmlDeviceArchitecture_t* out) {
   return number_of(__func__, device, out, [](Dev d) { return d.chip->architecture; });
@@ -346,7 +385,8 @@ nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int* major,
 nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) { return d.gpu->minor; });
 }
-extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlDeviceGetModuleId(nvmlDevice_t device, unsigned* out);
+extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlDeviceGetModuleId(nvmlDevice_t device,
+                                                                                     unsigned* out);
 nvmlReturn_t nvmlDeviceGetModuleId(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) { return d.gpu->module; });
 }
@@ -359,7 +399,8 @@ nvmlReturn_t nvmlDeviceGetMultiGpuBoard(nvmlDevice_t device, unsigned* out) {
 }
 nvmlReturn_t nvmlDeviceOnSameBoard(nvmlDevice_t device, nvmlDevice_t other, int* out) {
   nvmlDevice_t same = device;
-  return ask(__func__, device, out != nullptr && other != nullptr, [&](Dev) { return set(out, same == other ? 1 : 0); });
+  return ask(__func__, device, out != nullptr && other != nullptr,
+             [&](Dev) { return set(out, same == other ? 1 : 0); });
 }
 nvmlReturn_t nvmlDeviceGetNumGpuCores(nvmlDevice_t device, unsigned* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
@@ -373,7 +414,9 @@ nvmlReturn_t nvmlDeviceGetBusType(nvmlDevice_t device, nvmlBusType_t* out) {
   return number_of(__func__, device, out, [](Dev) { return static_cast<unsigned>(NVML_BUS_TYPE_PCIE); });
 }
 nvmlReturn_t nvmlDeviceGetGspFirmwareVersion(nvmlDevice_t device, char* version) {
-  return ask(__func__, device, version != nullptr, [&](Dev d) { return put(d.state->driver_version.view(), version, NVML_GSP_FIRMWARE_VERSION_BUF_SIZE); });
+  return ask(__func__, device, version != nullptr, [&](Dev d) {
+    return put(d.state->driver_version.view(), version, NVML_GSP_FIRMWARE_VERSION_BUF_SIZE);
+  });
 }
 nvmlReturn_t nvmlDeviceGetGspFirmwareMode(nvmlDevice_t device, unsigned* is_enabled, unsigned* by_default) {
   return ask(__func__, device, is_enabled != nullptr && by_default != nullptr, [&](Dev) {
@@ -382,8 +425,9 @@ nvmlReturn_t nvmlDeviceGetGspFirmwareMode(nvmlDevice_t device, unsigned* is_enab
   });
 }
 nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, nvmlGpuVirtualizationMode_t* mode) {
-  return ask(__func__, device, mode != nullptr,
-             [&](Dev d) { return set(mode, static_cast<nvmlGpuVirtualizationMode_t>(d.state->virtualization)); });
+  return ask(__func__, device, mode != nullptr, [&](Dev d) {
+    return set(mode, static_cast<nvmlGpuVirtualizationMode_t>(d.state->virtualization));
+  });
 }
 nvmlReturn_t nvmlDeviceGetDisplayMode(nvmlDevice_t device, nvmlEnableState_t* out) {
   return ask(__func__, device, out != nullptr, [&](Dev) { return set(out, NVML_FEATURE_ENABLED); });
@@ -392,13 +436,16 @@ nvmlReturn_t nvmlDeviceGetDisplayActive(nvmlDevice_t device, nvmlEnableState_t* 
   return ask(__func__, device, out != nullptr, [&](Dev) { return set(out, NVML_FEATURE_DISABLED); });
 }
 nvmlReturn_t nvmlDeviceGetPersistenceMode(nvmlDevice_t device, nvmlEnableState_t* out) {
-  return ask(__func__, device, out != nullptr, [&](Dev d) { return set(out, enabled(d.gpu->persistence != 0)); });
+  return ask(__func__, device, out != nullptr,
+             [&](Dev d) { return set(out, enabled(d.gpu->persistence != 0)); });
 }
 nvmlReturn_t nvmlDeviceGetComputeMode(nvmlDevice_t device, nvmlComputeMode_t* out) {
-  return ask(__func__, device, out != nullptr, [&](Dev d) { return set(out, static_cast<nvmlComputeMode_t>(d.gpu->compute_mode)); });
+  return ask(__func__, device, out != nullptr,
+             [&](Dev d) { return set(out, static_cast<nvmlComputeMode_t>(d.gpu->compute_mode)); });
 }
 
-// ---- the link ------------------------------------------------------------------------------------------------------
+// ---- the link
+// ------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t* pci) {
   return ask(__func__, device, pci != nullptr, [&](Dev d) {
     fill_pci(d, *pci);
@@ -407,18 +454,24 @@ nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t* pci) {
 }
 namespace {
 // Before v3 the structure ended with four reserved words where busId is now: 52 bytes, legacy id only.
-nvmlReturn_t old_pci_info(const char* function, nvmlDevice_t device, nvmlPciInfo_t* pci, bool with_subsystem) {
+nvmlReturn_t old_pci_info(const char* function, nvmlDevice_t device, nvmlPciInfo_t* pci,
+                          bool with_subsystem) {
   return ask(function, device, pci != nullptr, [&](Dev d) {
     nvmlPciInfo_t whole;
     fill_pci(d, whole);
-    const std::size_t size = offsetof(nvmlPciInfo_t, pciSubSystemId) + (with_subsystem ? sizeof(unsigned) : 0);
+    const std::size_t size =
+        offsetof(nvmlPciInfo_t, pciSubSystemId) + (with_subsystem ? sizeof(unsigned) : 0);
     std::memcpy(pci, &whole, size);
     return NVML_SUCCESS;
   });
 }
 }  // namespace
-nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t* pci) { return old_pci_info(__func__, device, pci, true); }
-nvmlReturn_t nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t* pci) { return old_pci_info(__func__, device, pci, false); }
+nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t* pci) {
+  return old_pci_info(__func__, device, pci, true);
+}
+nvmlReturn_t nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t* pci) {
+  return old_pci_info(__func__, device, pci, false);
+}
 
 extern "C" {
 #pragma GCC visibility push(default)
@@ -469,7 +522,8 @@ nvmlReturn_t nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t device, unsigned* out) 
   return number_of(__func__, device, out, [](Dev d) { return d.chip->pcie_width; });
 }
 nvmlReturn_t nvmlDeviceGetPcieLinkMaxSpeed(nvmlDevice_t device, unsigned* out) {
-  return number_of(__func__, device, out, [](Dev d) { return d.chip->pcie_gen; });  // the enum counts generations
+  return number_of(__func__, device, out,
+                   [](Dev d) { return d.chip->pcie_gen; });  // the enum counts generations
 }
 nvmlReturn_t nvmlDeviceGetPcieSpeed(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) {
@@ -478,15 +532,17 @@ nvmlReturn_t nvmlDeviceGetPcieSpeed(nvmlDevice_t device, unsigned* out) {
   });
 }
 nvmlReturn_t nvmlDeviceGetPcieThroughput(nvmlDevice_t device, nvmlPcieUtilCounter_t counter, unsigned* out) {
-  return ask(__func__, device, out != nullptr && static_cast<unsigned>(counter) < NVML_PCIE_UTIL_COUNT, [&](Dev d) {
-    return set(out, rounded(d.gpu->busy * 100000));  // KB/s; the twin moves no data
-  });
+  return ask(__func__, device, out != nullptr && static_cast<unsigned>(counter) < NVML_PCIE_UTIL_COUNT,
+             [&](Dev d) {
+               return set(out, rounded(d.gpu->busy * 100000));  // KB/s; the twin moves no data
+             });
 }
 nvmlReturn_t nvmlDeviceGetPcieReplayCounter(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) { return static_cast<unsigned>(d.gpu->pcie_replays); });
 }
 
-// ---- memory --------------------------------------------------------------------------------------------------------
+// ---- memory
+// --------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t* out) {
   return ask(
       __func__, device, out != nullptr,
@@ -503,7 +559,8 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t* ou
   return ask(
       __func__, device, out != nullptr,
       [&](Dev d) {
-        if (out->version != abi::version_word<nvmlMemory_v2_t>(2)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+        if (out->version != abi::version_word<nvmlMemory_v2_t>(2))
+          return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
         const Split memory = memory_of(d);
         out->total = memory.total;
         out->reserved = memory.reserved;
@@ -530,7 +587,8 @@ nvmlReturn_t nvmlDeviceGetMemoryBusWidth(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) { return d.chip->memory_bus_bits; });
 }
 
-// ---- clocks --------------------------------------------------------------------------------------------------------
+// ---- clocks
+// --------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, nvmlClockType_t type, unsigned* out) {
   return ask(__func__, device, out != nullptr && static_cast<unsigned>(type) < NVML_CLOCK_COUNT,
              [&](Dev d) { return set(out, clock_now(d, type)); });
@@ -540,12 +598,16 @@ nvmlReturn_t nvmlDeviceGetMaxClockInfo(nvmlDevice_t device, nvmlClockType_t type
              [&](Dev d) { return set(out, clock_most(d, type)); });
 }
 nvmlReturn_t nvmlDeviceGetClock(nvmlDevice_t device, nvmlClockType_t type, nvmlClockId_t id, unsigned* out) {
-  const bool ok = out != nullptr && static_cast<unsigned>(type) < NVML_CLOCK_COUNT && static_cast<unsigned>(id) < NVML_CLOCK_ID_COUNT;
+  const bool ok = out != nullptr && static_cast<unsigned>(type) < NVML_CLOCK_COUNT &&
+                  static_cast<unsigned>(id) < NVML_CLOCK_ID_COUNT;
   return ask(__func__, device, ok, [&](Dev d) {
     switch (id) {
-      case NVML_CLOCK_ID_CURRENT: return set(out, clock_now(d, type));
-      case NVML_CLOCK_ID_CUSTOMER_BOOST_MAX: return set(out, clock_most(d, type));
-      default: break;
+      case NVML_CLOCK_ID_CURRENT:
+        return set(out, clock_now(d, type));
+      case NVML_CLOCK_ID_CUSTOMER_BOOST_MAX:
+        return set(out, clock_most(d, type));
+      default:
+        break;
     }
     if (type == NVML_CLOCK_VIDEO) return NVML_ERROR_NOT_SUPPORTED;
     const unsigned app = type == NVML_CLOCK_MEM ? d.gpu->app_clock_memory : d.gpu->app_clock_graphics;
@@ -560,8 +622,9 @@ nvmlReturn_t nvmlDeviceGetApplicationsClock(nvmlDevice_t device, nvmlClockType_t
   });
 }
 nvmlReturn_t nvmlDeviceGetDefaultApplicationsClock(nvmlDevice_t device, nvmlClockType_t type, unsigned* out) {
-  return ask(__func__, device, out != nullptr && static_cast<unsigned>(type) < NVML_CLOCK_COUNT,
-             [&](Dev d) { return type == NVML_CLOCK_VIDEO ? NVML_ERROR_NOT_SUPPORTED : set(out, clock_most(d, type)); });
+  return ask(__func__, device, out != nullptr && static_cast<unsigned>(type) < NVML_CLOCK_COUNT, [&](Dev d) {
+    return type == NVML_CLOCK_VIDEO ? NVML_ERROR_NOT_SUPPORTED : set(out, clock_most(d, type));
+  });
 }
 nvmlReturn_t nvmlDeviceGetMaxCustomerBoostClock(nvmlDevice_t device, nvmlClockType_t type, unsigned* out) {
   return ask(__func__, device, out != nullptr && static_cast<unsigned>(type) < NVML_CLOCK_COUNT,
@@ -573,14 +636,16 @@ nvmlReturn_t nvmlDeviceGetSupportedMemoryClocks(nvmlDevice_t device, unsigned* c
     return put_list(all, count, clocks, [](unsigned mhz) { return mhz; });
   });
 }
-nvmlReturn_t nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsigned memory, unsigned* count, unsigned* clocks) {
+nvmlReturn_t nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsigned memory, unsigned* count,
+                                                  unsigned* clocks) {
   return ask(__func__, device, count != nullptr, [&](Dev d) {
     const auto* end = d.chip->clock_memory + d.chip->clock_memory_count;
     if (std::find(d.chip->clock_memory, end, memory) == end) return NVML_ERROR_NOT_FOUND;
     return put_list(graphics_clocks(*d.chip), count, clocks, [](unsigned mhz) { return mhz; });
   });
 }
-nvmlReturn_t nvmlDeviceGetMinMaxClockOfPState(nvmlDevice_t device, nvmlClockType_t type, nvmlPstates_t pstate, unsigned* low, unsigned* high) {
+nvmlReturn_t nvmlDeviceGetMinMaxClockOfPState(nvmlDevice_t device, nvmlClockType_t type, nvmlPstates_t pstate,
+                                              unsigned* low, unsigned* high) {
   const bool ok = low != nullptr && high != nullptr && static_cast<unsigned>(type) < NVML_CLOCK_COUNT;
   return ask(__func__, device, ok, [&](Dev d) {
     if (pstate != NVML_PSTATE_0 && pstate != NVML_PSTATE_2) return NVML_ERROR_NOT_SUPPORTED;
@@ -589,7 +654,8 @@ nvmlReturn_t nvmlDeviceGetMinMaxClockOfPState(nvmlDevice_t device, nvmlClockType
     return NVML_SUCCESS;
   });
 }
-nvmlReturn_t nvmlDeviceGetSupportedPerformanceStates(nvmlDevice_t device, nvmlPstates_t* states, unsigned size) {
+nvmlReturn_t nvmlDeviceGetSupportedPerformanceStates(nvmlDevice_t device, nvmlPstates_t* states,
+                                                     unsigned size) {
   return ask(__func__, device, states != nullptr && size > 0, [&](Dev) {
     // Read on the H100: P2 and P0, in this order; `size` is in bytes.
     const nvmlPstates_t known[] = {NVML_PSTATE_2, NVML_PSTATE_0};
@@ -610,7 +676,8 @@ nvmlReturn_t nvmlDeviceGetPerformanceModes(nvmlDevice_t device, abi::PerfModes* 
     std::string text;
     for (unsigned i = 0; i < d.chip->clock_memory_count; ++i) {
       const unsigned memory = d.chip->clock_memory[d.chip->clock_memory_count - 1 - i];
-      text += fmt::format("{}perf={}, {}", i == 0 ? "" : " ; ", i, clock_line(*d.chip, d.chip->clock_graphics_min, memory));
+      text += fmt::format("{}perf={}, {}", i == 0 ? "" : " ; ", i,
+                          clock_line(*d.chip, d.chip->clock_graphics_min, memory));
     }
     put(text, out->text);
     return NVML_SUCCESS;
@@ -624,7 +691,8 @@ nvmlReturn_t nvmlDeviceGetCurrentClockFreqs(nvmlDevice_t device, abi::PerfModes*
   });
 }
 nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long* out) {
-  return ask(__func__, device, out != nullptr, [&](Dev d) { return set(out, static_cast<unsigned long long>(d.gpu->clock_reasons)); });
+  return ask(__func__, device, out != nullptr,
+             [&](Dev d) { return set(out, static_cast<unsigned long long>(d.gpu->clock_reasons)); });
 }
 nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long* out) {
   return nvmlDeviceGetCurrentClocksEventReasons(device, out);
@@ -645,10 +713,12 @@ nvmlReturn_t nvmlDeviceGetMemClkVfOffset(nvmlDevice_t device, int* out) {
   return ask(__func__, device, out != nullptr, [&](Dev) { return set(out, 0); });
 }
 nvmlReturn_t nvmlDeviceGetGpcClkMinMaxVfOffset(nvmlDevice_t device, int* low, int* high) {
-  return ask(__func__, device, low != nullptr && high != nullptr, [&](Dev) { return *low = 0, set(high, 0); });
+  return ask(__func__, device, low != nullptr && high != nullptr,
+             [&](Dev) { return *low = 0, set(high, 0); });
 }
 nvmlReturn_t nvmlDeviceGetMemClkMinMaxVfOffset(nvmlDevice_t device, int* low, int* high) {
-  return ask(__func__, device, low != nullptr && high != nullptr, [&](Dev) { return *low = 0, set(high, 0); });
+  return ask(__func__, device, low != nullptr && high != nullptr,
+             [&](Dev) { return *low = 0, set(high, 0); });
 }
 nvmlReturn_t nvmlDeviceGetDynamicPstatesInfo(nvmlDevice_t device, nvmlGpuDynamicPstatesInfo_t* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
@@ -659,12 +729,14 @@ nvmlReturn_t nvmlDeviceGetDynamicPstatesInfo(nvmlDevice_t device, nvmlGpuDynamic
   });
 }
 
-// ---- power and heat ------------------------------------------------------------------------------------------------
+// ---- power and heat
+// ------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) { return rounded(d.gpu->watts_average * 1000); });
 }
 nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long* out) {
-  return ask(__func__, device, out != nullptr, [&](Dev d) { return set(out, static_cast<unsigned long long>(d.gpu->energy_mj)); });
+  return ask(__func__, device, out != nullptr,
+             [&](Dev d) { return set(out, static_cast<unsigned long long>(d.gpu->energy_mj)); });
 }
 nvmlReturn_t nvmlDeviceGetPowerManagementMode(nvmlDevice_t device, nvmlEnableState_t* out) {
   return ask(__func__, device, out != nullptr, [&](Dev) { return set(out, NVML_FEATURE_ENABLED); });
@@ -678,7 +750,8 @@ nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t device, unsigned* out)
 nvmlReturn_t nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) { return d.chip->power_default_mw; });
 }
-nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t device, unsigned* low, unsigned* high) {
+nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t device, unsigned* low,
+                                                          unsigned* high) {
   return ask(__func__, device, low != nullptr && high != nullptr, [&](Dev d) {
     *low = d.chip->power_min_mw;
     return set(high, d.chip->power_max_mw);
@@ -688,7 +761,8 @@ nvmlReturn_t nvmlDeviceGetPowerSource(nvmlDevice_t device, nvmlPowerSource_t* ou
   return number_of(__func__, device, out, [](Dev) { return 0U; });
 }
 nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatureSensors_t sensor, unsigned* out) {
-  return ask(__func__, device, out != nullptr && sensor == NVML_TEMPERATURE_GPU, [&](Dev d) { return set(out, rounded(d.gpu->temperature)); });
+  return ask(__func__, device, out != nullptr && sensor == NVML_TEMPERATURE_GPU,
+             [&](Dev d) { return set(out, rounded(d.gpu->temperature)); });
 }
 nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, abi::Temperature* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
@@ -699,14 +773,17 @@ nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, abi::Temperature* ou
 }
 nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, abi::MarginTemperature* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
-    if (out->version != abi::version_word<abi::MarginTemperature>(1)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (out->version != abi::version_word<abi::MarginTemperature>(1))
+      return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     if (d.chip->tlimit_zero_at == 0) return NVML_ERROR_NOT_SUPPORTED;
     return set(&out->margin, d.chip->tlimit_zero_at - static_cast<int>(rounded(d.gpu->temperature)));
   });
 }
-nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, nvmlTemperatureThresholds_t type, unsigned* out) {
+nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, nvmlTemperatureThresholds_t type,
+                                               unsigned* out) {
   return ask(__func__, device, out != nullptr && static_cast<unsigned>(type) < 8, [&](Dev d) {
-    const std::int32_t known[] = {d.chip->threshold_shutdown, d.chip->threshold_slowdown, d.chip->threshold_mem_max, d.chip->threshold_gpu_max};
+    const std::int32_t known[] = {d.chip->threshold_shutdown, d.chip->threshold_slowdown,
+                                  d.chip->threshold_mem_max, d.chip->threshold_gpu_max};
     if (static_cast<unsigned>(type) >= 4 || known[type] == 0) return NVML_ERROR_NOT_SUPPORTED;
     return set(out, static_cast<unsigned>(known[type]));
   });
@@ -716,27 +793,42 @@ nvmlReturn_t nvmlDeviceGetNumFans(nvmlDevice_t device, unsigned* out) {
 }
 nvmlReturn_t nvmlDeviceGetMinMaxFanSpeed(nvmlDevice_t device, unsigned* low, unsigned* high) {
   // A board without fans answers INVALID_ARGUMENT (read on the H100); no board of ours has any.
-  return ask(__func__, device, low != nullptr && high != nullptr, [](Dev d) { return d.chip->fan_count == 0 ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED; });
+  return ask(__func__, device, low != nullptr && high != nullptr, [](Dev d) {
+    return d.chip->fan_count == 0 ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED;
+  });
 }
 nvmlReturn_t nvmlDeviceGetFanSpeedRPM(nvmlDevice_t device, void* out) {
-  return ask(__func__, device, out != nullptr, [](Dev d) { return d.chip->fan_count == 0 ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED; });
+  return ask(__func__, device, out != nullptr, [](Dev d) {
+    return d.chip->fan_count == 0 ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED;
+  });
 }
-nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, nvmlPerfPolicyType_t type, nvmlViolationTime_t* out) {
+nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, nvmlPerfPolicyType_t type,
+                                          nvmlViolationTime_t* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
     out->referenceTime = d.state->now_ns / 1000;
     switch (type) {
-      case NVML_PERF_POLICY_POWER: out->violationTime = d.gpu->ns_power_cap; return NVML_SUCCESS;
-      case NVML_PERF_POLICY_THERMAL: out->violationTime = d.gpu->ns_sw_thermal + d.gpu->ns_hw_thermal; return NVML_SUCCESS;
-      case NVML_PERF_POLICY_SYNC_BOOST: out->violationTime = d.gpu->ns_sync_boost; return NVML_SUCCESS;
+      case NVML_PERF_POLICY_POWER:
+        out->violationTime = d.gpu->ns_power_cap;
+        return NVML_SUCCESS;
+      case NVML_PERF_POLICY_THERMAL:
+        out->violationTime = d.gpu->ns_sw_thermal + d.gpu->ns_hw_thermal;
+        return NVML_SUCCESS;
+      case NVML_PERF_POLICY_SYNC_BOOST:
+        out->violationTime = d.gpu->ns_sync_boost;
+        return NVML_SUCCESS;
       case NVML_PERF_POLICY_BOARD_LIMIT:
       case NVML_PERF_POLICY_LOW_UTILIZATION:
-      case NVML_PERF_POLICY_RELIABILITY: out->violationTime = 0; return NVML_SUCCESS;
-      default: return NVML_ERROR_NOT_SUPPORTED;
+      case NVML_PERF_POLICY_RELIABILITY:
+        out->violationTime = 0;
+        return NVML_SUCCESS;
+      default:
+        return NVML_ERROR_NOT_SUPPORTED;
     }
   });
 }
 
-// ---- use -----------------------------------------------------------------------------------------------------------
+// ---- use
+// -----------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
     if (d.mig_on()) return NVML_ERROR_NOT_SUPPORTED;
@@ -745,11 +837,20 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_
     return NVML_SUCCESS;
   });
 }
-nvmlReturn_t nvmlDeviceGetEncoderUtilization(nvmlDevice_t device, unsigned* u, unsigned* p) { return idle_engine(__func__, device, u, p); }
-nvmlReturn_t nvmlDeviceGetDecoderUtilization(nvmlDevice_t device, unsigned* u, unsigned* p) { return idle_engine(__func__, device, u, p); }
-nvmlReturn_t nvmlDeviceGetJpgUtilization(nvmlDevice_t device, unsigned* u, unsigned* p) { return idle_engine(__func__, device, u, p); }
-nvmlReturn_t nvmlDeviceGetOfaUtilization(nvmlDevice_t device, unsigned* u, unsigned* p) { return idle_engine(__func__, device, u, p); }
-nvmlReturn_t nvmlDeviceGetEncoderStats(nvmlDevice_t device, unsigned* sessions, unsigned* fps, unsigned* latency) {
+nvmlReturn_t nvmlDeviceGetEncoderUtilization(nvmlDevice_t device, unsigned* u, unsigned* p) {
+  return idle_engine(__func__, device, u, p);
+}
+nvmlReturn_t nvmlDeviceGetDecoderUtilization(nvmlDevice_t device, unsigned* u, unsigned* p) {
+  return idle_engine(__func__, device, u, p);
+}
+nvmlReturn_t nvmlDeviceGetJpgUtilization(nvmlDevice_t device, unsigned* u, unsigned* p) {
+  return idle_engine(__func__, device, u, p);
+}
+nvmlReturn_t nvmlDeviceGetOfaUtilization(nvmlDevice_t device, unsigned* u, unsigned* p) {
+  return idle_engine(__func__, device, u, p);
+}
+nvmlReturn_t nvmlDeviceGetEncoderStats(nvmlDevice_t device, unsigned* sessions, unsigned* fps,
+                                       unsigned* latency) {
   return ask(__func__, device, sessions != nullptr && fps != nullptr && latency != nullptr,
              [&](Dev) { return *sessions = 0, *fps = 0, set(latency, 0U); });
 }
@@ -763,7 +864,8 @@ nvmlReturn_t nvmlDeviceGetFBCSessions(nvmlDevice_t device, unsigned* count, nvml
   return number_of(__func__, device, count, [](Dev) { return 0U; });
 }
 nvmlReturn_t nvmlDeviceGetAccountingMode(nvmlDevice_t device, nvmlEnableState_t* out) {
-  return ask(__func__, device, out != nullptr, [&](Dev d) { return set(out, enabled(d.gpu->accounting != 0 && !d.mig_on())); });
+  return ask(__func__, device, out != nullptr,
+             [&](Dev d) { return set(out, enabled(d.gpu->accounting != 0 && !d.mig_on())); });
 }
 nvmlReturn_t nvmlDeviceGetAccountingBufferSize(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev) { return 4000U; });
@@ -771,7 +873,8 @@ nvmlReturn_t nvmlDeviceGetAccountingBufferSize(nvmlDevice_t device, unsigned* ou
 nvmlReturn_t nvmlDeviceGetAccountingPids(nvmlDevice_t device, unsigned* count, unsigned*) {
   return number_of(__func__, device, count, [](Dev) { return 0U; });
 }
-nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t* samples, unsigned* count, unsigned long long) {
+nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t* samples,
+                                             unsigned* count, unsigned long long) {
   return ask(__func__, device, count != nullptr, [&](Dev d) {
     if (d.mig_on()) return NVML_ERROR_NOT_SUPPORTED;
     const auto all = processes_of(d, false);
@@ -789,49 +892,61 @@ nvmlReturn_t nvmlDeviceGetGridLicensableFeatures_v4(nvmlDevice_t device, nvmlGri
   return ask(__func__, device, out != nullptr, [&](Dev) { return set(out, nvmlGridLicensableFeatures_t{}); });
 }
 
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_v1_t* infos) {
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned* count,
+                                                  nvmlProcessInfo_v1_t* infos) {
   return list_processes(__func__, device, count, infos, false);
 }
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_v2_t* infos) {
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned* count,
+                                                     nvmlProcessInfo_v2_t* infos) {
   return list_processes(__func__, device, count, infos, false);
 }
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_t* infos) {
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned* count,
+                                                     nvmlProcessInfo_t* infos) {
   return list_processes(__func__, device, count, infos, false);
 }
-nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_v1_t* infos) {
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned* count,
+                                                   nvmlProcessInfo_v1_t* infos) {
   return list_processes(__func__, device, count, infos, true);
 }
-nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_v2_t* infos) {
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t device, unsigned* count,
+                                                      nvmlProcessInfo_v2_t* infos) {
   return list_processes(__func__, device, count, infos, true);
 }
-nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_t* infos) {
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned* count,
+                                                      nvmlProcessInfo_t* infos) {
   return list_processes(__func__, device, count, infos, true);
 }
-nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_v1_t*) {
+nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses(nvmlDevice_t device, unsigned* count,
+                                                     nvmlProcessInfo_v1_t*) {
   return no_processes(__func__, device, count);
 }
-nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v2(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_v2_t*) {
+nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v2(nvmlDevice_t device, unsigned* count,
+                                                        nvmlProcessInfo_v2_t*) {
   return no_processes(__func__, device, count);
 }
-nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned* count, nvmlProcessInfo_t*) {
+nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned* count,
+                                                        nvmlProcessInfo_t*) {
   return no_processes(__func__, device, count);
 }
 nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, abi::ProcessDetails* out) {
   return ask(
       __func__, device, out != nullptr,
       [&](Dev d) {
-        if (out->version != abi::version_word<abi::ProcessDetails>(1)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+        if (out->version != abi::version_word<abi::ProcessDetails>(1))
+          return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
         if (out->mode > 2) return NVML_ERROR_INVALID_ARGUMENT;
         const auto all = out->mode == 2 ? std::vector<const Process*>{} : processes_of(d, out->mode == 1);
         return put_list(all, &out->count, out->entries, [&](const Process* p) {
           const auto entry = process_entry<nvmlProcessInfo_t>(*p, d);
-          return abi::ProcessDetail{entry.pid, entry.usedGpuMemory, entry.gpuInstanceId, entry.computeInstanceId, 0};
+          return abi::ProcessDetail{entry.pid, entry.usedGpuMemory, entry.gpuInstanceId,
+                                    entry.computeInstanceId, 0};
         });
       },
       Accept::gpu_or_mig);
 }
 
-// ---- errors --------------------------------------------------------------------------------------------------------
+// ---- errors
+// --------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, nvmlEnableState_t* now, nvmlEnableState_t* pending) {
   return ask(__func__, device, now != nullptr && pending != nullptr, [&](Dev d) {
     *now = enabled(d.gpu->ecc_current != 0);
@@ -841,32 +956,42 @@ nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, nvmlEnableState_t* now, n
 nvmlReturn_t nvmlDeviceGetDefaultEccMode(nvmlDevice_t device, nvmlEnableState_t* out) {
   return ask(__func__, device, out != nullptr, [&](Dev) { return set(out, NVML_FEATURE_ENABLED); });
 }
-nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, nvmlMemoryErrorType_t type, nvmlEccCounterType_t counter, unsigned long long* out) {
-  const bool ok = out != nullptr && static_cast<unsigned>(type) < NVML_MEMORY_ERROR_TYPE_COUNT && static_cast<unsigned>(counter) < NVML_ECC_COUNTER_TYPE_COUNT;
+nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, nvmlMemoryErrorType_t type,
+                                         nvmlEccCounterType_t counter, unsigned long long* out) {
+  const bool ok = out != nullptr && static_cast<unsigned>(type) < NVML_MEMORY_ERROR_TYPE_COUNT &&
+                  static_cast<unsigned>(counter) < NVML_ECC_COUNTER_TYPE_COUNT;
   return ask(__func__, device, ok, [&](Dev d) {
-    return d.gpu->ecc_current == 0 ? NVML_ERROR_NOT_SUPPORTED : set(out, static_cast<unsigned long long>(ecc_count(d, type, counter)));
+    return d.gpu->ecc_current == 0 ? NVML_ERROR_NOT_SUPPORTED
+                                   : set(out, static_cast<unsigned long long>(ecc_count(d, type, counter)));
   });
 }
-nvmlReturn_t nvmlDeviceGetDetailedEccErrors(nvmlDevice_t device, nvmlMemoryErrorType_t type, nvmlEccCounterType_t counter, nvmlEccErrorCounts_t* out) {
-  const bool ok = out != nullptr && static_cast<unsigned>(type) < NVML_MEMORY_ERROR_TYPE_COUNT && static_cast<unsigned>(counter) < NVML_ECC_COUNTER_TYPE_COUNT;
+nvmlReturn_t nvmlDeviceGetDetailedEccErrors(nvmlDevice_t device, nvmlMemoryErrorType_t type,
+                                            nvmlEccCounterType_t counter, nvmlEccErrorCounts_t* out) {
+  const bool ok = out != nullptr && static_cast<unsigned>(type) < NVML_MEMORY_ERROR_TYPE_COUNT &&
+                  static_cast<unsigned>(counter) < NVML_ECC_COUNTER_TYPE_COUNT;
   return ask(__func__, device, ok, [&](Dev d) {
     if (d.gpu->ecc_current == 0) return NVML_ERROR_NOT_SUPPORTED;
     *out = {};
     return set(&out->deviceMemory, static_cast<unsigned long long>(ecc_count(d, type, counter)));
   });
 }
-nvmlReturn_t nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, nvmlMemoryErrorType_t type, nvmlEccCounterType_t counter,
-                                             nvmlMemoryLocation_t location, unsigned long long* out) {
+nvmlReturn_t nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, nvmlMemoryErrorType_t type,
+                                             nvmlEccCounterType_t counter, nvmlMemoryLocation_t location,
+                                             unsigned long long* out) {
   const bool ok = out != nullptr && static_cast<unsigned>(type) < NVML_MEMORY_ERROR_TYPE_COUNT &&
-                  static_cast<unsigned>(counter) < NVML_ECC_COUNTER_TYPE_COUNT && static_cast<unsigned>(location) < NVML_MEMORY_LOCATION_COUNT;
+                  static_cast<unsigned>(counter) < NVML_ECC_COUNTER_TYPE_COUNT &&
+                  static_cast<unsigned>(location) < NVML_MEMORY_LOCATION_COUNT;
   return ask(
       __func__, device, ok,
       [&](Dev d) {
         if (d.gpu->ecc_current == 0) return NVML_ERROR_NOT_SUPPORTED;
         switch (location) {
-          case NVML_MEMORY_LOCATION_DRAM: return set(out, d.is_mig() ? 0ULL : static_cast<unsigned long long>(ecc_count(d, type, counter)));
-          case NVML_MEMORY_LOCATION_SRAM: return set(out, 0ULL);
-          default: return NVML_ERROR_NOT_SUPPORTED;
+          case NVML_MEMORY_LOCATION_DRAM:
+            return set(out, d.is_mig() ? 0ULL : static_cast<unsigned long long>(ecc_count(d, type, counter)));
+          case NVML_MEMORY_LOCATION_SRAM:
+            return set(out, 0ULL);
+          default:
+            return NVML_ERROR_NOT_SUPPORTED;
         }
       },
       Accept::gpu_or_mig);
@@ -879,18 +1004,25 @@ nvmlReturn_t nvmlDeviceGetSramEccErrorStatus(nvmlDevice_t device, abi::SramError
     return set(&out->version, version);
   });
 }
-nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned* corrected, unsigned* uncorrected, unsigned* pending, unsigned* failed) {
-  return ask(__func__, device, corrected != nullptr && uncorrected != nullptr && pending != nullptr && failed != nullptr, [&](Dev d) {
-    *corrected = static_cast<unsigned>(d.gpu->remapped_correctable);
-    *uncorrected = static_cast<unsigned>(d.gpu->remapped_uncorrectable);
-    *pending = d.gpu->remap_pending != 0 ? 1 : 0;
-    return set(failed, d.gpu->remap_failed != 0 ? 1U : 0U);
-  });
+nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned* corrected, unsigned* uncorrected,
+                                       unsigned* pending, unsigned* failed) {
+  return ask(__func__, device,
+             corrected != nullptr && uncorrected != nullptr && pending != nullptr && failed != nullptr,
+             [&](Dev d) {
+               *corrected = static_cast<unsigned>(d.gpu->remapped_correctable);
+               *uncorrected = static_cast<unsigned>(d.gpu->remapped_uncorrectable);
+               *pending = d.gpu->remap_pending != 0 ? 1 : 0;
+               return set(failed, d.gpu->remap_failed != 0 ? 1U : 0U);
+             });
 }
 nvmlReturn_t nvmlDeviceGetRemappedRows_v2(nvmlDevice_t device, abi::RemappedRows2* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
-    *out = {static_cast<unsigned>(d.gpu->remapped_correctable), 0, static_cast<unsigned>(d.gpu->remapped_uncorrectable), 0,
-            d.gpu->remap_pending != 0 ? 1U : 0U, d.gpu->remap_failed != 0 ? 1U : 0U};
+    *out = {static_cast<unsigned>(d.gpu->remapped_correctable),
+            0,
+            static_cast<unsigned>(d.gpu->remapped_uncorrectable),
+            0,
+            d.gpu->remap_pending != 0 ? 1U : 0U,
+            d.gpu->remap_failed != 0 ? 1U : 0U};
     return NVML_SUCCESS;
   });
 }

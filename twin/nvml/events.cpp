@@ -1,5 +1,5 @@
-// XIDs from the state's ring to event sets. A set starts with what happens after it was made; waiting is polling,
-// since the ring lives in a file that other processes write.
+// XIDs from the state's ring to event sets. A set starts with what happens after it was made; waiting is
+// polling, since the ring lives in a file that other processes write.
 #include <time.h>
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 
 #include "twin/nvml/library.hpp"
 
-using namespace bulkhead::twin;          // NOLINT(google-build-using-namespace): this file is the library
-using namespace bulkhead::twin::nvml;    // NOLINT(google-build-using-namespace)
+using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
+using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
@@ -17,7 +17,7 @@ constexpr unsigned long long supported_events = 65439;  // read on the H100, dri
 constexpr unsigned long long xid_event = 0x8;           // nvmlEventTypeXidCriticalError
 
 struct EventSet {
-  std::uint64_t next = 0;      // the first sequence not yet delivered
+  std::uint64_t next = 0;  // the first sequence not yet delivered
   unsigned long long types[max_gpus] = {};
 };
 
@@ -42,7 +42,8 @@ std::uint64_t milliseconds() {
   return static_cast<std::uint64_t>(now.tv_sec) * 1000 + static_cast<std::uint64_t>(now.tv_nsec) / 1000000;
 }
 
-nvmlReturn_t wait(const char* function, nvmlEventSet_t handle, nvmlEventData_t* data, unsigned timeout_ms, bool with_instances) {
+nvmlReturn_t wait(const char* function, nvmlEventSet_t handle, nvmlEventData_t* data, unsigned timeout_ms,
+                  bool with_instances) {
   if (data == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
   const std::uint64_t until = milliseconds() + timeout_ms;
   for (;;) {

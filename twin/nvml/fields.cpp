@@ -1,13 +1,13 @@
-// Field values. The chip's recorded answers (type, return code, constant) come from real boards; what lives is computed
-// from the state here. A field that no record and no rule knows is NOT_SUPPORTED.
+// Field values. The chip's recorded answers (type, return code, constant) come from real boards; what lives
+// is computed from the state here. A field that no record and no rule knows is NOT_SUPPORTED.
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
 #include "twin/nvml/library.hpp"
 
-using namespace bulkhead::twin;          // NOLINT(google-build-using-namespace): this file is the library
-using namespace bulkhead::twin::nvml;    // NOLINT(google-build-using-namespace)
+using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
+using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
@@ -20,7 +20,9 @@ struct Live {
   std::uint64_t bits;
 };
 
-Live unsigned_of(double value) { return {type_uint, value <= 0 ? 0U : static_cast<std::uint64_t>(std::llround(value))}; }
+Live unsigned_of(double value) {
+  return {type_uint, value <= 0 ? 0U : static_cast<std::uint64_t>(std::llround(value))};
+}
 Live signed_of(std::int32_t value) { return {type_int, static_cast<std::uint32_t>(value)}; }
 Live wide(std::uint64_t value) { return {type_ulonglong, value}; }
 
@@ -35,45 +37,80 @@ std::optional<Live> live(Dev d, unsigned id) {
   const Gpu& g = *d.gpu;
   const Chip& c = *d.chip;
   switch (id) {
-    case 1: return wide(g.ecc_current);
-    case 2: return wide(g.ecc_pending);
-    case 3: return wide(g.ecc_corrected);
-    case 4: return wide(g.ecc_uncorrected);
-    case 5: return wide(g.ecc_corrected_total);
-    case 6: return wide(g.ecc_uncorrected_total);
-    case 74: return wide(g.ns_power_cap);
-    case 75: return wide(g.ns_sw_thermal + g.ns_hw_thermal);
-    case 76: return wide(g.ns_sync_boost);
-    case 77: return wide(0);
-    case 79: return wide(0);
-    case 82: return unsigned_of(g.temperature + 1);  // memory: 31 read beside a GPU at 30
-    case 83: return wide(static_cast<std::uint64_t>(g.energy_mj));
-    case 94: return unsigned_of(static_cast<double>(g.pcie_replays));
-    case 142: return wide(g.remapped_correctable);
-    case 143: return wide(g.remapped_uncorrectable);
-    case 144: return wide(g.remap_pending);
-    case 145: return wide(g.remap_failed);
-    case 185: return unsigned_of(g.watts_average * 1000);
-    case 186: return unsigned_of(g.watts * 1000);
-    case 187: return unsigned_of(c.power_min_mw);
-    case 188: return unsigned_of(c.power_max_mw);
-    case 189: return unsigned_of(c.power_default_mw);
-    case 190: return unsigned_of(g.power_limit_mw);
-    case 191: return wide(static_cast<std::uint64_t>(g.energy_mj));
-    case 192: return unsigned_of(g.power_limit_mw);
-    case 193: return c.tlimit_zero_at == 0 ? std::nullopt : std::optional(signed_of(c.tlimit_zero_at - c.threshold_shutdown));
-    case 194: return c.tlimit_zero_at == 0 ? std::nullopt : std::optional(signed_of(c.tlimit_zero_at - c.threshold_slowdown));
-    case 269: return wide(g.ns_sw_thermal);
-    case 270: return wide(g.ns_hw_thermal);
-    case 271: return wide(g.ns_power_brake);
-    default: break;
+    case 1:
+      return wide(g.ecc_current);
+    case 2:
+      return wide(g.ecc_pending);
+    case 3:
+      return wide(g.ecc_corrected);
+    case 4:
+      return wide(g.ecc_uncorrected);
+    case 5:
+      return wide(g.ecc_corrected_total);
+    case 6:
+      return wide(g.ecc_uncorrected_total);
+    case 74:
+      return wide(g.ns_power_cap);
+    case 75:
+      return wide(g.ns_sw_thermal + g.ns_hw_thermal);
+    case 76:
+      return wide(g.ns_sync_boost);
+    case 77:
+      return wide(0);
+    case 79:
+      return wide(0);
+    case 82:
+      return unsigned_of(g.temperature + 1);  // memory: 31 read beside a GPU at 30
+    case 83:
+      return wide(static_cast<std::uint64_t>(g.energy_mj));
+    case 94:
+      return unsigned_of(static_cast<double>(g.pcie_replays));
+    case 142:
+      return wide(g.remapped_correctable);
+    case 143:
+      return wide(g.remapped_uncorrectable);
+    case 144:
+      return wide(g.remap_pending);
+    case 145:
+      return wide(g.remap_failed);
+    case 185:
+      return unsigned_of(g.watts_average * 1000);
+    case 186:
+      return unsigned_of(g.watts * 1000);
+    case 187:
+      return unsigned_of(c.power_min_mw);
+    case 188:
+      return unsigned_of(c.power_max_mw);
+    case 189:
+      return unsigned_of(c.power_default_mw);
+    case 190:
+      return unsigned_of(g.power_limit_mw);
+    case 191:
+      return wide(static_cast<std::uint64_t>(g.energy_mj));
+    case 192:
+      return unsigned_of(g.power_limit_mw);
+    case 193:
+      return c.tlimit_zero_at == 0 ? std::nullopt
+                                   : std::optional(signed_of(c.tlimit_zero_at - c.threshold_shutdown));
+    case 194:
+      return c.tlimit_zero_at == 0 ? std::nullopt
+                                   : std::optional(signed_of(c.tlimit_zero_at - c.threshold_slowdown));
+    case 269:
+      return wide(g.ns_sw_thermal);
+    case 270:
+      return wide(g.ns_hw_thermal);
+    case 271:
+      return wide(g.ns_power_brake);
+    default:
+      break;
   }
   if (id == 147) {  // NVSWITCH_CONNECTED_LINK_COUNT: what nvidia-smi topo prints as NV18
-    const auto up = std::count_if(std::begin(g.nvlink_active), std::end(g.nvlink_active), [](auto active) { return active != 0; });
+    const auto up = std::count_if(std::begin(g.nvlink_active), std::end(g.nvlink_active),
+                                  [](auto active) { return active != 0; });
     return unsigned_of(d.state->nvswitch_count > 0 ? static_cast<double>(up) : 0);
   }
-  if (id == 38 && c.nvlinks > 0) return wide(crc_errors(g));         // NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL
-  if (id == 91 && c.nvlinks > 0) return unsigned_of(c.nvlinks);      // NVLINK_LINK_COUNT
+  if (id == 38 && c.nvlinks > 0) return wide(crc_errors(g));     // NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL
+  if (id == 91 && c.nvlinks > 0) return unsigned_of(c.nvlinks);  // NVLINK_LINK_COUNT
   return std::nullopt;
 }
 
@@ -110,7 +147,8 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldV
   });
 }
 
-extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlDeviceClearFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t* values);
+extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlDeviceClearFieldValues(
+    nvmlDevice_t device, int count, nvmlFieldValue_t* values);
 nvmlReturn_t nvmlDeviceClearFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t* values) {
   return ask(__func__, device, count > 0 && values != nullptr, [&](Dev) {
     for (int i = 0; i < count; ++i) values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;

@@ -9,8 +9,8 @@
 
 #include "twin/nvml/library.hpp"
 
-using namespace bulkhead::twin;          // NOLINT(google-build-using-namespace): this file is the library
-using namespace bulkhead::twin::nvml;    // NOLINT(google-build-using-namespace)
+using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
+using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
@@ -42,8 +42,8 @@ Sample* known(nvmlGpmSample_t handle) {
 const std::array<std::string, metrics_known + 1>& names() {
   static const auto* const table = [] {
     auto* t = new std::array<std::string, metrics_known + 1>();
-    const char* first[] = {"",      "gract", "smutil", "smocc", "intutil", "mmaact", "dfmat", "hmmat",
-                           "",      "immat", "dram",   "fp64",  "fp32",    "fp16"};
+    const char* first[] = {"",      "gract", "smutil", "smocc", "intutil", "mmaact", "dfmat",
+                           "hmmat", "",      "immat",  "dram",  "fp64",    "fp32",   "fp16"};
     for (unsigned i = 0; i < std::size(first); ++i) (*t)[i] = first[i];
     (*t)[20] = "pcitx", (*t)[21] = "pcirx";
     for (unsigned i = 0; i < 8; ++i) {
@@ -57,7 +57,8 @@ const std::array<std::string, metrics_known + 1>& names() {
     }
     const char* c2c[] = {"ttx", "trx", "dtx", "drx"};
     for (unsigned i = 0; i < 4; ++i) (*t)[100 + i] = fmt::format("c2c{}", c2c[i]);
-    for (unsigned i = 104; i <= metrics_known; ++i) (*t)[i] = fmt::format("c2c{}{}", (i - 104) / 4, c2c[(i - 104) % 4]);
+    for (unsigned i = 104; i <= metrics_known; ++i)
+      (*t)[i] = fmt::format("c2c{}{}", (i - 104) / 4, c2c[(i - 104) % 4]);
     return t;
   }();
   return *table;
@@ -65,16 +66,23 @@ const std::array<std::string, metrics_known + 1>& names() {
 
 double value_of(unsigned id, const Sample& sample) {
   switch (id) {
-    case 1: return sample.busy * 100;   // graphics engine active
-    case 2: return sample.busy * 95;    // SM utilisation
-    case 3: return sample.busy * 40;    // occupancy
-    case 5: return sample.busy * 60;    // tensor cores
-    case 10: return sample.busy * 50;   // DRAM bandwidth
-    default: return 0;
+    case 1:
+      return sample.busy * 100;  // graphics engine active
+    case 2:
+      return sample.busy * 95;  // SM utilisation
+    case 3:
+      return sample.busy * 40;  // occupancy
+    case 5:
+      return sample.busy * 60;  // tensor cores
+    case 10:
+      return sample.busy * 50;  // DRAM bandwidth
+    default:
+      return 0;
   }
 }
 
-nvmlReturn_t take(const char* function, nvmlDevice_t device, nvmlGpmSample_t handle, std::uint32_t gpu_instance) {
+nvmlReturn_t take(const char* function, nvmlDevice_t device, nvmlGpmSample_t handle,
+                  std::uint32_t gpu_instance) {
   return ask(function, device, handle != nullptr, [&](Dev d) {
     if (d.chip->architecture < hopper) return NVML_ERROR_NOT_SUPPORTED;
     double busy = d.gpu->busy;
@@ -82,7 +90,8 @@ nvmlReturn_t take(const char* function, nvmlDevice_t device, nvmlGpmSample_t han
       if (mig::find(*d.state, d.slot, gpu_instance) == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
       busy = 0;
       for (const Process& process : d.state->processes) {
-        if (process.used != 0 && process.gpu == d.slot && process.gpu_instance == gpu_instance) busy = std::max(busy, process.busy);
+        if (process.used != 0 && process.gpu == d.slot && process.gpu_instance == gpu_instance)
+          busy = std::max(busy, process.busy);
       }
     }
     const std::lock_guard<std::mutex> lock(samples().mutex);
@@ -126,7 +135,9 @@ nvmlReturn_t nvmlGpmSampleFree(nvmlGpmSample_t handle) {
     return NVML_SUCCESS;
   });
 }
-nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t sample) { return take(__func__, device, sample, none); }
+nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t sample) {
+  return take(__func__, device, sample, none);
+}
 nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t device, unsigned gpu_instance, nvmlGpmSample_t sample) {
   return take(__func__, device, sample, gpu_instance);
 }

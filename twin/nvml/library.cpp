@@ -35,36 +35,41 @@ struct Session {
 };
 
 Session& session() {
-  static Session* const it = new Session();  // lives to the end of the process: clients call from atexit handlers
+  static Session* const it =
+      new Session();  // lives to the end of the process: clients call from atexit handlers
   return *it;
 }
 
 std::filesystem::path twin_directory() {
   if (const char* named = std::getenv("BULKHEAD_TWIN"); named != nullptr && *named != '\0') return named;
   Dl_info info{};
-  if (::dladdr(reinterpret_cast<const void*>(&twin_directory), &info) == 0 || info.dli_fname == nullptr) return {};
+  if (::dladdr(reinterpret_cast<const void*>(&twin_directory), &info) == 0 || info.dli_fname == nullptr)
+    return {};
   return std::filesystem::path(info.dli_fname).parent_path() / "..";
 }
 
 nvmlReturn_t open_session(Session& s) {
   s.directory = twin_directory();
   auto file = StateFile::open(s.directory / "state.bin");
-  if (!file.ok()) return file.error().code() == Errc::permission ? NVML_ERROR_NO_PERMISSION : NVML_ERROR_DRIVER_NOT_LOADED;
+  if (!file.ok())
+    return file.error().code() == Errc::permission ? NVML_ERROR_NO_PERMISSION : NVML_ERROR_DRIVER_NOT_LOADED;
   s.file = std::move(file).value();
   s.pid = ::getpid();
   return NVML_SUCCESS;
 }
 
-// ---- faults --------------------------------------------------------------------------------------------------------
+// ---- faults
+// --------------------------------------------------------------------------------------------------------
 bool names(std::string_view planted, std::string_view function) {
   if (planted.empty() || planted == function) return true;
   // "nvmlDeviceGetCount" means its later versions too.
-  return function.size() == planted.size() + 3 && function.starts_with(planted) && function[planted.size()] == '_' &&
-         function[planted.size() + 1] == 'v';
+  return function.size() == planted.size() + 3 && function.starts_with(planted) &&
+         function[planted.size()] == '_' && function[planted.size() + 1] == 'v';
 }
 
 bool concerns_calls(FaultKind kind) {
-  return kind == FaultKind::fail_call || kind == FaultKind::hang_call || kind == FaultKind::kill_before || kind == FaultKind::kill_after;
+  return kind == FaultKind::fail_call || kind == FaultKind::hang_call || kind == FaultKind::kill_before ||
+         kind == FaultKind::kill_after;
 }
 
 std::optional<std::size_t> planted(const State& state, std::string_view function, std::uint32_t gpu) {
@@ -124,13 +129,18 @@ Struck strike(Session& s, std::string_view function, std::uint32_t gpu) {
       sleep_ms(fault.delay_ms);
       s.mutex.lock();
       return {};
-    case FaultKind::kill_before: ::raise(SIGKILL); return {};
-    case FaultKind::kill_after: return {true, NVML_SUCCESS, true};
-    default: return {};
+    case FaultKind::kill_before:
+      ::raise(SIGKILL);
+      return {};
+    case FaultKind::kill_after:
+      return {true, NVML_SUCCESS, true};
+    default:
+      return {};
   }
 }
 
-// ---- handles -------------------------------------------------------------------------------------------------------
+// ---- handles
+// -------------------------------------------------------------------------------------------------------
 const Handle* handle_from(Session& s, const void* pointer) {
   const auto inside = [&](const auto& table) -> const Handle* {
     const auto at = reinterpret_cast<std::uintptr_t>(pointer);
@@ -170,7 +180,8 @@ auto* instance_of(StateT& state, const Handle& handle) {
 template <class InstanceT>
 auto* compute_of(InstanceT& instance, const Handle& handle) {
   for (auto& compute : instance.compute) {
-    if (compute.used != 0 && compute.id == handle.compute_instance && compute.born == handle.born) return &compute;
+    if (compute.used != 0 && compute.id == handle.compute_instance && compute.born == handle.born)
+      return &compute;
   }
   return static_cast<decltype(&instance.compute[0])>(nullptr);
 }
@@ -205,12 +216,15 @@ bool is_behind(const State& state) {
   return state.realtime != 0 && monotonic_ns() > state.last_step_host_ns + refresh_ns;
 }
 
-nvmlReturn_t read_call(const char* function, std::uint32_t gpu, Entered& in, Borrowed<nvmlReturn_t(const State&)> answer) {
+nvmlReturn_t read_call(const char* function, std::uint32_t gpu, Entered& in,
+                       Borrowed<nvmlReturn_t(const State&)> answer) {
   Session& s = in.session();
   nvmlReturn_t code = NVML_SUCCESS;
   bool struck = false;
   bool behind = false;
-  const auto look = [&](const State& state) { code = state.driver_loaded == 0 ? NVML_ERROR_DRIVER_NOT_LOADED : answer(state); };
+  const auto look = [&](const State& state) {
+    code = state.driver_loaded == 0 ? NVML_ERROR_DRIVER_NOT_LOADED : answer(state);
+  };
   s.file->read([&](const State& state) {
     struck = planted(state, function, gpu).has_value();
     behind = is_behind(state);
@@ -242,7 +256,8 @@ nvmlReturn_t write_call(const char* function, std::uint32_t gpu, Entered& in, bo
   s.file->read([&](const State& state) {
     struck = planted(state, name, gpu).has_value();
     if (destroys) {
-      if (const auto slow = planted(state, FaultKind::slow_destroy, gpu)) delay = state.faults[*slow].delay_ms;
+      if (const auto slow = planted(state, FaultKind::slow_destroy, gpu))
+        delay = state.faults[*slow].delay_ms;
     }
   });
   if (struck) {
@@ -268,7 +283,8 @@ nvmlReturn_t write_call(const char* function, std::uint32_t gpu, Entered& in, bo
     const bool half_made = name.starts_with("nvmlDeviceCreateGpuInstance") && code == NVML_SUCCESS;
     if (half_made) {
       if (const auto fault = planted(state, FaultKind::half_made_gi, gpu)) {
-        // The board cut the slice and the driver then failed: it stays there, good for nothing but being destroyed.
+        // The board cut the slice and the driver then failed: it stays there, good for nothing but being
+        // destroyed.
         GpuInstance* newest = nullptr;
         for (GpuInstance& instance : state.gpus[gpu].instances) {
           if (instance.used != 0 && (newest == nullptr || instance.born > newest->born)) newest = &instance;
@@ -292,7 +308,8 @@ nvmlReturn_t write_call(const char* function, std::uint32_t gpu, Entered& in, bo
 
 }  // namespace
 
-// ---- which GPUs there are ------------------------------------------------------------------------------------------
+// ---- which GPUs there are
+// ------------------------------------------------------------------------------------------
 bool enumerated(const State& state, std::uint32_t gpu) {
   return state.gpus[gpu].in_nvml != 0 && !planted(state, FaultKind::lost_from_nvml, gpu);
 }
@@ -317,14 +334,16 @@ std::uint32_t slot_at(const State& state, std::uint32_t index) {
 std::uint64_t memory_of_processes(const State& state, std::uint32_t gpu, std::uint32_t gpu_instance) {
   std::uint64_t bytes = 0;
   for (const Process& process : state.processes) {
-    if (process.used != 0 && process.gpu == gpu && (gpu_instance == none || process.gpu_instance == gpu_instance)) {
+    if (process.used != 0 && process.gpu == gpu &&
+        (gpu_instance == none || process.gpu_instance == gpu_instance)) {
       bytes += process.memory_bytes;
     }
   }
   return bytes;
 }
 
-// ---- the ways a call runs ------------------------------------------------------------------------------------------
+// ---- the ways a call runs
+// ------------------------------------------------------------------------------------------
 nvmlReturn_t ask_host(const char* function, bool arguments_ok, Borrowed<nvmlReturn_t(const State&)> answer) {
   Entered in(session());
   if (in.code() != NVML_SUCCESS) return in.code();
@@ -332,8 +351,8 @@ nvmlReturn_t ask_host(const char* function, bool arguments_ok, Borrowed<nvmlRetu
   return read_call(function, none, in, answer);
 }
 
-nvmlReturn_t ask(const char* function, nvmlDevice_t device, bool arguments_ok, Borrowed<nvmlReturn_t(const Device&)> answer,
-                 Accept accept) {
+nvmlReturn_t ask(const char* function, nvmlDevice_t device, bool arguments_ok,
+                 Borrowed<nvmlReturn_t(const Device&)> answer, Accept accept) {
   Entered in(session());
   if (in.code() != NVML_SUCCESS) return in.code();
   const Handle* handle = handle_from(in.session(), device);
@@ -387,8 +406,9 @@ nvmlReturn_t ask_instance(const char* function, const void* pointer, bool argume
   });
 }
 
-nvmlReturn_t tell_instance(const char* function, const void* pointer, bool arguments_ok,
-                           Borrowed<nvmlReturn_t(State&, std::uint32_t, GpuInstance&, ComputeInstance*)> change, bool compute) {
+nvmlReturn_t tell_instance(
+    const char* function, const void* pointer, bool arguments_ok,
+    Borrowed<nvmlReturn_t(State&, std::uint32_t, GpuInstance&, ComputeInstance*)> change, bool compute) {
   Entered in(session());
   if (in.code() != NVML_SUCCESS) return in.code();
   const Handle* handle = handle_from(in.session(), pointer);
@@ -414,12 +434,15 @@ nvmlDevice_t handle_of_gpu(std::uint32_t gpu) {
   return reinterpret_cast<nvmlDevice_t>(&handle);
 }
 nvmlDevice_t handle_of_mig(std::uint32_t gpu, const GpuInstance& instance, const ComputeInstance& compute) {
-  return reinterpret_cast<nvmlDevice_t>(remember(session(), {Kind::mig_device, gpu, instance.id, compute.id, compute.born}));
+  return reinterpret_cast<nvmlDevice_t>(
+      remember(session(), {Kind::mig_device, gpu, instance.id, compute.id, compute.born}));
 }
 nvmlGpuInstance_t handle_of(std::uint32_t gpu, const GpuInstance& instance) {
-  return reinterpret_cast<nvmlGpuInstance_t>(remember(session(), {Kind::gpu_instance, gpu, instance.id, none, instance.born}));
+  return reinterpret_cast<nvmlGpuInstance_t>(
+      remember(session(), {Kind::gpu_instance, gpu, instance.id, none, instance.born}));
 }
-nvmlComputeInstance_t handle_of(std::uint32_t gpu, const GpuInstance& instance, const ComputeInstance& compute) {
+nvmlComputeInstance_t handle_of(std::uint32_t gpu, const GpuInstance& instance,
+                                const ComputeInstance& compute) {
   return reinterpret_cast<nvmlComputeInstance_t>(
       remember(session(), {Kind::compute_instance, gpu, instance.id, compute.id, compute.born}));
 }
@@ -435,9 +458,10 @@ nvmlReturn_t put(std::string_view text, char* out, std::size_t length) {
 
 }  // namespace bulkhead::twin::nvml
 
-// ---- the entry points that make and end a session ------------------------------------------------------------------
-using namespace bulkhead::twin;          // NOLINT(google-build-using-namespace): this file is the library
-using namespace bulkhead::twin::nvml;    // NOLINT(google-build-using-namespace)
+// ---- the entry points that make and end a session
+// ------------------------------------------------------------------
+using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
+using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
   Session& s = session();
@@ -474,36 +498,67 @@ nvmlReturn_t nvmlShutdown() {
 
 const char* nvmlErrorString(nvmlReturn_t result) {
   switch (static_cast<int>(result)) {
-    case 0: return "Success";
-    case 1: return "Uninitialized";
-    case 2: return "Invalid Argument";
-    case 3: return "Not Supported";
-    case 4: return "Insufficient Permissions";
-    case 5: return "Already Initialized";
-    case 6: return "Not Found";
-    case 7: return "Insufficient Size";
-    case 8: return "Insufficient External Power";
-    case 9: return "Driver Not Loaded";
-    case 10: return "Timeout";
-    case 11: return "Interrupt Request Issue";
-    case 12: return "NVML Shared Library Not Found";
-    case 13: return "Function Not Found";
-    case 14: return "Corrupted infoROM";
-    case 15: return "GPU is lost";
-    case 16: return "GPU requires reset";
-    case 17: return "GPU access blocked by the operating system";
-    case 18: return "Driver/library version mismatch";
-    case 19: return "In use by another client";
-    case 20: return "Insufficient Memory";
-    case 21: return "No data";
-    case 22: return "Requested operation is not available on target device, because ECC is enabled";
-    case 23: return "Insufficient Resources";
-    case 24: return "Requested clock frequency is not supported";
-    case 25: return "Argument version mismatch";
-    case 26: return "Deprecated";
-    case 27: return "System is not in ready state";
-    case 28: return "GPU not found";
-    case 29: return "Invalid state";
-    default: return "Unknown Error";
+    case 0:
+      return "Success";
+    case 1:
+      return "Uninitialized";
+    case 2:
+      return "Invalid Argument";
+    case 3:
+      return "Not Supported";
+    case 4:
+      return "Insufficient Permissions";
+    case 5:
+      return "Already Initialized";
+    case 6:
+      return "Not Found";
+    case 7:
+      return "Insufficient Size";
+    case 8:
+      return "Insufficient External Power";
+    case 9:
+      return "Driver Not Loaded";
+    case 10:
+      return "Timeout";
+    case 11:
+      return "Interrupt Request Issue";
+    case 12:
+      return "NVML Shared Library Not Found";
+    case 13:
+      return "Function Not Found";
+    case 14:
+      return "Corrupted infoROM";
+    case 15:
+      return "GPU is lost";
+    case 16:
+      return "GPU requires reset";
+    case 17:
+      return "GPU access blocked by the operating system";
+    case 18:
+      return "Driver/library version mismatch";
+    case 19:
+      return "In use by another client";
+    case 20:
+      return "Insufficient Memory";
+    case 21:
+      return "No data";
+    case 22:
+      return "Requested operation is not available on target device, because ECC is enabled";
+    case 23:
+      return "Insufficient Resources";
+    case 24:
+      return "Requested clock frequency is not supported";
+    case 25:
+      return "Argument version mismatch";
+    case 26:
+      return "Deprecated";
+    case 27:
+      return "System is not in ready state";
+    case 28:
+      return "GPU not found";
+    case 29:
+      return "Invalid state";
+    default:
+      return "Unknown Error";
   }
 }

@@ -1,7 +1,7 @@
-// Inside the twin's libnvidia-ml.so.1: one session a process, handles that remember what they meant, and the three ways
-// an entry point runs: `ask` (read), `tell` (root only, one transaction), and their host-wide forms. Each takes the lock
-// once, checks in the driver's order (initialised, planted fault, arguments, handle, lost device) and never lets a
-// client's pointer be followed before that.
+// Inside the twin's libnvidia-ml.so.1: one session a process, handles that remember what they meant, and the
+// three ways an entry point runs: `ask` (read), `tell` (root only, one transaction), and their host-wide
+// forms. Each takes the lock once, checks in the driver's order (initialised, planted fault, arguments,
+// handle, lost device) and never lets a client's pointer be followed before that.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,8 @@ class Borrowed<R(A...)> {
  public:
   template <class F>
   Borrowed(F&& f)  // NOLINT(google-explicit-constructor)
-      : object_(const_cast<void*>(static_cast<const void*>(&f))), call_([](void* object, A... arguments) -> R {
+      : object_(const_cast<void*>(static_cast<const void*>(&f))),
+        call_([](void* object, A... arguments) -> R {
           return (*static_cast<std::remove_reference_t<F>*>(object))(arguments...);
         }) {}
   R operator()(A... arguments) const { return call_(object_, arguments...); }
@@ -47,10 +48,10 @@ struct Handle {
 // A device that answers now.
 struct Device {
   const State* state = nullptr;
-  std::uint32_t slot = 0;                  // index into State::gpus
+  std::uint32_t slot = 0;  // index into State::gpus
   const Gpu* gpu = nullptr;
   const Chip* chip = nullptr;
-  const GpuInstance* instance = nullptr;   // of a MIG device
+  const GpuInstance* instance = nullptr;  // of a MIG device
   const ComputeInstance* compute = nullptr;
   bool is_mig() const { return compute != nullptr; }
   bool mig_on() const { return gpu->mig_current != 0; }
@@ -59,8 +60,8 @@ struct Device {
 enum class Accept { gpu, gpu_or_mig };
 
 nvmlReturn_t ask_host(const char* function, bool arguments_ok, Borrowed<nvmlReturn_t(const State&)> answer);
-nvmlReturn_t ask(const char* function, nvmlDevice_t device, bool arguments_ok, Borrowed<nvmlReturn_t(const Device&)> answer,
-                 Accept accept = Accept::gpu);
+nvmlReturn_t ask(const char* function, nvmlDevice_t device, bool arguments_ok,
+                 Borrowed<nvmlReturn_t(const Device&)> answer, Accept accept = Accept::gpu);
 // Root only. `change` returns NVML_SUCCESS to commit.
 nvmlReturn_t tell(const char* function, nvmlDevice_t device, bool arguments_ok,
                   Borrowed<nvmlReturn_t(State&, std::uint32_t gpu)> change, bool touches_mig = false);
@@ -68,14 +69,16 @@ nvmlReturn_t tell(const char* function, nvmlDevice_t device, bool arguments_ok,
 // The same for GPU instance and compute instance handles.
 nvmlReturn_t ask_instance(const char* function, const void* handle, bool arguments_ok,
                           Borrowed<nvmlReturn_t(const Device&)> answer, bool compute = false);
-nvmlReturn_t tell_instance(const char* function, const void* handle, bool arguments_ok,
-                           Borrowed<nvmlReturn_t(State&, std::uint32_t gpu, GpuInstance&, ComputeInstance*)> change,
-                           bool compute = false);
+nvmlReturn_t tell_instance(
+    const char* function, const void* handle, bool arguments_ok,
+    Borrowed<nvmlReturn_t(State&, std::uint32_t gpu, GpuInstance&, ComputeInstance*)> change,
+    bool compute = false);
 
 nvmlDevice_t handle_of_gpu(std::uint32_t gpu);
 nvmlDevice_t handle_of_mig(std::uint32_t gpu, const GpuInstance& instance, const ComputeInstance& compute);
 nvmlGpuInstance_t handle_of(std::uint32_t gpu, const GpuInstance& instance);
-nvmlComputeInstance_t handle_of(std::uint32_t gpu, const GpuInstance& instance, const ComputeInstance& compute);
+nvmlComputeInstance_t handle_of(std::uint32_t gpu, const GpuInstance& instance,
+                                const ComputeInstance& compute);
 
 // GPUs that NVML enumerates: those that no fault took away.
 bool enumerated(const State& state, std::uint32_t gpu);

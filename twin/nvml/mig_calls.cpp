@@ -10,8 +10,8 @@
 
 #include "twin/nvml/library.hpp"
 
-using namespace bulkhead::twin;          // NOLINT(google-build-using-namespace): this file is the library
-using namespace bulkhead::twin::nvml;    // NOLINT(google-build-using-namespace)
+using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
+using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
@@ -55,8 +55,19 @@ void fill(const MigProfile& profile, abi::GpuInstanceProfile3& out) {
   nvmlGpuInstanceProfileInfo_v2_t two{};
   fill(profile, two);
   const unsigned version = out.version;
-  out = {version, two.id, two.sliceCount, two.instanceCount, two.multiprocessorCount, two.copyEngineCount, two.decoderCount,
-         two.encoderCount, two.jpegCount, two.ofaCount, two.memorySizeMB, {}, 0};
+  out = {version,
+         two.id,
+         two.sliceCount,
+         two.instanceCount,
+         two.multiprocessorCount,
+         two.copyEngineCount,
+         two.decoderCount,
+         two.encoderCount,
+         two.jpegCount,
+         two.ofaCount,
+         two.memorySizeMB,
+         {},
+         0};
   put(two.name, out.name);
 }
 
@@ -75,7 +86,8 @@ nvmlReturn_t fill_versioned(const MigProfile& profile, void* info) {
 
 void fill(Dev d, const mig::ComputeProfile& profile, nvmlComputeInstanceProfileInfo_t& out) {
   const MigProfile& of = *mig::profile_by_id(*d.state, d.slot, d.instance->profile_id);
-  out = {profile.id, profile.slices, profile.max_instances, profile.sm, of.ce, of.dec, of.enc, of.jpg, of.ofa};
+  out = {profile.id, profile.slices, profile.max_instances, profile.sm, of.ce, of.dec, of.enc,
+         of.jpg,     of.ofa};
 }
 
 std::string compute_name(Dev d, const mig::ComputeProfile& profile) {
@@ -102,13 +114,16 @@ extern "C" {
 #pragma GCC visibility push(default)
 nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoByIdV(nvmlDevice_t device, unsigned id, void* info);
 nvmlReturn_t nvmlGpuInstanceCreateComputeInstanceWithPlacement(nvmlGpuInstance_t instance, unsigned profile,
-                                                               const abi::ComputeInstancePlacement* place, nvmlComputeInstance_t* out);
+                                                               const abi::ComputeInstancePlacement* place,
+                                                               nvmlComputeInstance_t* out);
 nvmlReturn_t nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvmlGpuInstance_t instance, unsigned profile,
-                                                                 abi::ComputeInstancePlacement* places, unsigned* count);
+                                                                 abi::ComputeInstancePlacement* places,
+                                                                 unsigned* count);
 #pragma GCC visibility pop
 }
 
-// ---- mode ----------------------------------------------------------------------------------------------------------
+// ---- mode
+// ----------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceSetMigMode(nvmlDevice_t device, unsigned mode, nvmlReturn_t* activation) {
   return tell(
       __func__, device, activation != nullptr && mode <= NVML_DEVICE_MIG_ENABLE,
@@ -128,17 +143,20 @@ nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned* now, unsigned* 
   });
 }
 
-// ---- profiles ------------------------------------------------------------------------------------------------------
-nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvmlDevice_t device, unsigned profile, nvmlGpuInstanceProfileInfo_t* info) {
+// ---- profiles
+// ------------------------------------------------------------------------------------------------------
+nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvmlDevice_t device, unsigned profile,
+                                                 nvmlGpuInstanceProfileInfo_t* info) {
   return ask(__func__, device, info != nullptr && profile < profile_enums, [&](Dev d) {
     const MigProfile* found = nullptr;
     if (const auto code = find_profile(d, profile, &found); code != NVML_SUCCESS) return code;
-    *info = {found->id, 0, found->slices, found->max_instances, found->sm, found->ce, found->dec, found->enc, found->jpg, found->ofa,
-             found->memory_mib};
+    *info = {found->id,  0,          found->slices, found->max_instances, found->sm,        found->ce,
+             found->dec, found->enc, found->jpg,    found->ofa,           found->memory_mib};
     return NVML_SUCCESS;
   });
 }
-nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoV(nvmlDevice_t device, unsigned profile, nvmlGpuInstanceProfileInfo_v2_t* info) {
+nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoV(nvmlDevice_t device, unsigned profile,
+                                                  nvmlGpuInstanceProfileInfo_v2_t* info) {
   return ask(__func__, device, info != nullptr && profile < profile_enums, [&](Dev d) {
     const MigProfile* found = nullptr;
     if (const auto code = find_profile(d, profile, &found); code != NVML_SUCCESS) return code;
@@ -152,7 +170,9 @@ nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoByIdV(nvmlDevice_t device, unsig
     return fill_versioned(*found, info);
   });
 }
-nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t device, unsigned id, nvmlGpuInstancePlacement_t* places, unsigned* count) {
+nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t device, unsigned id,
+                                                           nvmlGpuInstancePlacement_t* places,
+                                                           unsigned* count) {
   return ask(__func__, device, count != nullptr, [&](Dev d) {
     const MigProfile* found = nullptr;
     if (const auto code = find_profile_id(d, id, &found); code != NVML_SUCCESS) return code;
@@ -161,10 +181,13 @@ nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t device, 
       return NVML_SUCCESS;
     }
     const std::vector<unsigned> starts(found->starts, found->starts + found->start_count);
-    return put_list(starts, count, places, [&](unsigned start) { return nvmlGpuInstancePlacement_t{start, found->size}; });
+    return put_list(starts, count, places, [&](unsigned start) {
+      return nvmlGpuInstancePlacement_t{start, found->size};
+    });
   });
 }
-nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements(nvmlDevice_t device, unsigned id, nvmlGpuInstancePlacement_t* places, unsigned* count) {
+nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements(nvmlDevice_t device, unsigned id,
+                                                        nvmlGpuInstancePlacement_t* places, unsigned* count) {
   return nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, id, places, count);
 }
 nvmlReturn_t nvmlDeviceGetGpuInstanceRemainingCapacity(nvmlDevice_t device, unsigned id, unsigned* count) {
@@ -177,10 +200,11 @@ nvmlReturn_t nvmlDeviceGetGpuInstanceRemainingCapacity(nvmlDevice_t device, unsi
   });
 }
 
-// ---- GPU instances -------------------------------------------------------------------------------------------------
+// ---- GPU instances
+// -------------------------------------------------------------------------------------------------
 namespace {
-nvmlReturn_t create(const char* function, nvmlDevice_t device, unsigned id, const nvmlGpuInstancePlacement_t* place, bool ok,
-                    nvmlGpuInstance_t* out) {
+nvmlReturn_t create(const char* function, nvmlDevice_t device, unsigned id,
+                    const nvmlGpuInstancePlacement_t* place, bool ok, nvmlGpuInstance_t* out) {
   return tell(
       function, device, ok && out != nullptr,
       [&](State& state, std::uint32_t gpu) {
@@ -197,15 +221,19 @@ nvmlReturn_t create(const char* function, nvmlDevice_t device, unsigned id, cons
 nvmlReturn_t nvmlDeviceCreateGpuInstance(nvmlDevice_t device, unsigned id, nvmlGpuInstance_t* out) {
   return create(__func__, device, id, nullptr, true, out);
 }
-nvmlReturn_t nvmlDeviceCreateGpuInstanceWithPlacement(nvmlDevice_t device, unsigned id, const nvmlGpuInstancePlacement_t* place, nvmlGpuInstance_t* out) {
+nvmlReturn_t nvmlDeviceCreateGpuInstanceWithPlacement(nvmlDevice_t device, unsigned id,
+                                                      const nvmlGpuInstancePlacement_t* place,
+                                                      nvmlGpuInstance_t* out) {
   return create(__func__, device, id, place, place != nullptr, out);
 }
 nvmlReturn_t nvmlGpuInstanceDestroy(nvmlGpuInstance_t instance) {
-  return tell_instance(__func__, instance, true, [](State& state, std::uint32_t gpu, GpuInstance& found, ComputeInstance*) {
-    return to_nvml(mig::destroy(state, gpu, found.id));
-  });
+  return tell_instance(__func__, instance, true,
+                       [](State& state, std::uint32_t gpu, GpuInstance& found, ComputeInstance*) {
+                         return to_nvml(mig::destroy(state, gpu, found.id));
+                       });
 }
-nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned id, nvmlGpuInstance_t* out, unsigned* count) {
+nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned id, nvmlGpuInstance_t* out,
+                                       unsigned* count) {
   return ask(__func__, device, out != nullptr && count != nullptr, [&](Dev d) {
     if (const auto code = on(d); code != NVML_SUCCESS) return code;
     const MigProfile* profile = nullptr;
@@ -234,13 +262,17 @@ nvmlReturn_t nvmlDeviceGetGpuInstanceById(nvmlDevice_t device, unsigned id, nvml
 }
 nvmlReturn_t nvmlGpuInstanceGetInfo(nvmlGpuInstance_t instance, nvmlGpuInstanceInfo_t* info) {
   return ask_instance(__func__, instance, info != nullptr, [&](Dev d) {
-    *info = {handle_of_gpu(d.slot), d.instance->id, d.instance->profile_id, {d.instance->start, d.instance->size}};
+    *info = {
+        handle_of_gpu(d.slot), d.instance->id, d.instance->profile_id, {d.instance->start, d.instance->size}};
     return NVML_SUCCESS;
   });
 }
 
-// ---- compute instances ---------------------------------------------------------------------------------------------
-nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t instance, unsigned profile, unsigned engine, nvmlComputeInstanceProfileInfo_t* info) {
+// ---- compute instances
+// ---------------------------------------------------------------------------------------------
+nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t instance, unsigned profile,
+                                                          unsigned engine,
+                                                          nvmlComputeInstanceProfileInfo_t* info) {
   const bool ok = info != nullptr && profile < 9 && engine < NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_COUNT;
   return ask_instance(__func__, instance, ok, [&](Dev d) {
     mig::ComputeProfile found;
@@ -249,7 +281,9 @@ nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t inst
     return NVML_SUCCESS;
   });
 }
-nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvmlGpuInstance_t instance, unsigned profile, unsigned engine, nvmlComputeInstanceProfileInfo_v2_t* info) {
+nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvmlGpuInstance_t instance, unsigned profile,
+                                                           unsigned engine,
+                                                           nvmlComputeInstanceProfileInfo_v2_t* info) {
   const bool ok = info != nullptr && profile < 9 && engine < NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_COUNT;
   return ask_instance(__func__, instance, ok, [&](Dev d) {
     mig::ComputeProfile found;
@@ -267,7 +301,8 @@ nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvmlGpuInstance_t ins
     return NVML_SUCCESS;
   });
 }
-nvmlReturn_t nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nvmlGpuInstance_t instance, unsigned profile, unsigned* count) {
+nvmlReturn_t nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nvmlGpuInstance_t instance, unsigned profile,
+                                                                unsigned* count) {
   return ask_instance(__func__, instance, count != nullptr, [&](Dev d) {
     mig::ComputeProfile found;
     if (const auto code = find_compute(d, profile, &found); code != NVML_SUCCESS) return code;
@@ -275,36 +310,45 @@ nvmlReturn_t nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nvmlGpuInstance_
     return NVML_SUCCESS;
   });
 }
-nvmlReturn_t nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvmlGpuInstance_t instance, unsigned profile, abi::ComputeInstancePlacement* places, unsigned* count) {
+nvmlReturn_t nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvmlGpuInstance_t instance, unsigned profile,
+                                                                 abi::ComputeInstancePlacement* places,
+                                                                 unsigned* count) {
   return ask_instance(__func__, instance, count != nullptr, [&](Dev d) {
     mig::ComputeProfile found;
     if (const auto code = find_compute(d, profile, &found); code != NVML_SUCCESS) return code;
-    const auto all = mig::compute_places(*mig::profile_by_id(*d.state, d.slot, d.instance->profile_id), found);
+    const auto all =
+        mig::compute_places(*mig::profile_by_id(*d.state, d.slot, d.instance->profile_id), found);
     if (places == nullptr) {
       *count = static_cast<unsigned>(all.size());
       return NVML_SUCCESS;
     }
-    return put_list(all, count, places, [](mig::Place p) { return abi::ComputeInstancePlacement{p.start, p.size}; });
+    return put_list(all, count, places, [](mig::Place p) {
+      return abi::ComputeInstancePlacement{p.start, p.size};
+    });
   });
 }
 namespace {
-nvmlReturn_t create_compute(const char* function, nvmlGpuInstance_t instance, unsigned profile, const abi::ComputeInstancePlacement* place,
-                            bool ok, nvmlComputeInstance_t* out) {
-  return tell_instance(function, instance, ok && out != nullptr, [&](State& state, std::uint32_t gpu, GpuInstance& found, ComputeInstance*) {
-    std::optional<mig::Place> at;
-    if (place != nullptr) at = mig::Place{place->start, place->size};
-    ComputeInstance* made = nullptr;
-    const auto code = to_nvml(mig::create_compute(state, gpu, found, profile, at, &made));
-    if (code == NVML_SUCCESS) *out = handle_of(gpu, found, *made);
-    return code;
-  });
+nvmlReturn_t create_compute(const char* function, nvmlGpuInstance_t instance, unsigned profile,
+                            const abi::ComputeInstancePlacement* place, bool ok, nvmlComputeInstance_t* out) {
+  return tell_instance(function, instance, ok && out != nullptr,
+                       [&](State& state, std::uint32_t gpu, GpuInstance& found, ComputeInstance*) {
+                         std::optional<mig::Place> at;
+                         if (place != nullptr) at = mig::Place{place->start, place->size};
+                         ComputeInstance* made = nullptr;
+                         const auto code =
+                             to_nvml(mig::create_compute(state, gpu, found, profile, at, &made));
+                         if (code == NVML_SUCCESS) *out = handle_of(gpu, found, *made);
+                         return code;
+                       });
 }
 }  // namespace
-nvmlReturn_t nvmlGpuInstanceCreateComputeInstance(nvmlGpuInstance_t instance, unsigned profile, nvmlComputeInstance_t* out) {
+nvmlReturn_t nvmlGpuInstanceCreateComputeInstance(nvmlGpuInstance_t instance, unsigned profile,
+                                                  nvmlComputeInstance_t* out) {
   return create_compute(__func__, instance, profile, nullptr, true, out);
 }
 nvmlReturn_t nvmlGpuInstanceCreateComputeInstanceWithPlacement(nvmlGpuInstance_t instance, unsigned profile,
-                                                               const abi::ComputeInstancePlacement* place, nvmlComputeInstance_t* out) {
+                                                               const abi::ComputeInstancePlacement* place,
+                                                               nvmlComputeInstance_t* out) {
   return create_compute(__func__, instance, profile, place, place != nullptr, out);
 }
 nvmlReturn_t nvmlComputeInstanceDestroy(nvmlComputeInstance_t compute) {
@@ -315,7 +359,8 @@ nvmlReturn_t nvmlComputeInstanceDestroy(nvmlComputeInstance_t compute) {
       },
       true);
 }
-nvmlReturn_t nvmlGpuInstanceGetComputeInstances(nvmlGpuInstance_t instance, unsigned profile, nvmlComputeInstance_t* out, unsigned* count) {
+nvmlReturn_t nvmlGpuInstanceGetComputeInstances(nvmlGpuInstance_t instance, unsigned profile,
+                                                nvmlComputeInstance_t* out, unsigned* count) {
   return ask_instance(__func__, instance, out != nullptr && count != nullptr, [&](Dev d) {
     mig::ComputeProfile known;
     if (const auto code = find_compute(d, profile, &known); code != NVML_SUCCESS) return code;
@@ -330,7 +375,8 @@ nvmlReturn_t nvmlGpuInstanceGetComputeInstances(nvmlGpuInstance_t instance, unsi
     return NVML_SUCCESS;
   });
 }
-nvmlReturn_t nvmlGpuInstanceGetComputeInstanceById(nvmlGpuInstance_t instance, unsigned id, nvmlComputeInstance_t* out) {
+nvmlReturn_t nvmlGpuInstanceGetComputeInstanceById(nvmlGpuInstance_t instance, unsigned id,
+                                                   nvmlComputeInstance_t* out) {
   return ask_instance(__func__, instance, out != nullptr, [&](Dev d) {
     if (!is_root()) return NVML_ERROR_NO_PERMISSION;
     for (const ComputeInstance& compute : d.instance->compute) {
@@ -345,7 +391,11 @@ nvmlReturn_t nvmlComputeInstanceGetInfo_v2(nvmlComputeInstance_t compute, nvmlCo
   return ask_instance(
       __func__, compute, info != nullptr,
       [&](Dev d) {
-        *info = {handle_of_gpu(d.slot), handle_of(d.slot, *d.instance), d.compute->id, d.compute->profile, {d.compute->start, d.compute->size}};
+        *info = {handle_of_gpu(d.slot),
+                 handle_of(d.slot, *d.instance),
+                 d.compute->id,
+                 d.compute->profile,
+                 {d.compute->start, d.compute->size}};
         return NVML_SUCCESS;
       },
       true);
@@ -359,7 +409,8 @@ nvmlReturn_t nvmlComputeInstanceGetInfo(nvmlComputeInstance_t compute, nvmlCompu
   return code;
 }
 
-// ---- MIG devices ---------------------------------------------------------------------------------------------------
+// ---- MIG devices
+// ---------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned* out) {
   return ask(
       __func__, device, out != nullptr,
@@ -423,9 +474,19 @@ nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t device, nvmlDeviceAttribute
         if (!d.is_mig()) return NVML_ERROR_NOT_SUPPORTED;
         const MigProfile& of = *mig::profile_by_id(*d.state, d.slot, d.instance->profile_id);
         const auto profile = mig::compute_profile(*d.state, d.slot, *d.instance, d.compute->profile);
-        *out = {profile ? profile->sm : of.sm, of.ce, of.dec, of.enc, of.jpg, of.ofa, of.slices, d.compute->size, of.memory_mib};
+        *out = {profile ? profile->sm : of.sm,
+                of.ce,
+                of.dec,
+                of.enc,
+                of.jpg,
+                of.ofa,
+                of.slices,
+                d.compute->size,
+                of.memory_mib};
         return NVML_SUCCESS;
       },
       Accept::gpu_or_mig);
 }
-nvmlReturn_t nvmlDeviceGetAttributes(nvmlDevice_t device, nvmlDeviceAttributes_t* out) { return nvmlDeviceGetAttributes_v2(device, out); }
+nvmlReturn_t nvmlDeviceGetAttributes(nvmlDevice_t device, nvmlDeviceAttributes_t* out) {
+  return nvmlDeviceGetAttributes_v2(device, out);
+}

@@ -4,8 +4,8 @@
 
 #include "twin/nvml/library.hpp"
 
-using namespace bulkhead::twin;          // NOLINT(google-build-using-namespace): this file is the library
-using namespace bulkhead::twin::nvml;    // NOLINT(google-build-using-namespace)
+using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
+using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
@@ -24,7 +24,8 @@ struct Fabric {
 Fabric fabric_of(Dev d) {
   for (const Fault& fault : d.state->faults) {
     // Registration never completes while the Fabric Manager is away: IN_PROGRESS.
-    if (fault.kind == FaultKind::fabric_lost && fault.remaining != 0 && (fault.gpu == none || fault.gpu == d.slot) && d.gpu->fabric_state != 0) {
+    if (fault.kind == FaultKind::fabric_lost && fault.remaining != 0 &&
+        (fault.gpu == none || fault.gpu == d.slot) && d.gpu->fabric_state != 0) {
       return {2, 0};
     }
   }
@@ -45,7 +46,8 @@ nvmlReturn_t nvmlDeviceGetC2cModeInfoV(nvmlDevice_t device, abi::C2cMode* out);
 nvmlReturn_t nvmlDeviceGetAddressingMode(nvmlDevice_t device, abi::AddressingMode* out);
 nvmlReturn_t nvmlDeviceGetCapabilities(nvmlDevice_t device, abi::Capabilities* out);
 nvmlReturn_t nvmlDeviceGetNumaNodeId(nvmlDevice_t device, unsigned* out);
-nvmlReturn_t nvmlDeviceGetLastBBXFlushTime(nvmlDevice_t device, unsigned long long* time, unsigned long* duration);
+nvmlReturn_t nvmlDeviceGetLastBBXFlushTime(nvmlDevice_t device, unsigned long long* time,
+                                           unsigned long* duration);
 nvmlReturn_t nvmlDeviceGetConfComputeMemSizeInfo(nvmlDevice_t device, abi::ConfComputeMemory* out);
 nvmlReturn_t nvmlDeviceGetConfComputeProtectedMemoryUsage(nvmlDevice_t device, nvmlMemory_t* out);
 nvmlReturn_t nvmlDeviceGetConfComputeGpuCertificate(nvmlDevice_t device, void* out);
@@ -75,7 +77,14 @@ nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t device, void* out) {
     if (version == abi::version_word<abi::FabricInfo2>(2)) {
       *static_cast<abi::FabricInfo2*>(out) = {version, {}, fabric.status, 0, fabric.state, 0};
     } else if (version == abi::version_word<abi::FabricInfo3>(3)) {
-      *static_cast<abi::FabricInfo3*>(out) = {version, {}, fabric.status, 0, fabric.state, 0, fabric.state == 3 ? static_cast<unsigned char>(1) : static_cast<unsigned char>(0)};
+      *static_cast<abi::FabricInfo3*>(out) = {
+          version,
+          {},
+          fabric.status,
+          0,
+          fabric.state,
+          0,
+          fabric.state == 3 ? static_cast<unsigned char>(1) : static_cast<unsigned char>(0)};
     } else {
       return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     }
@@ -84,7 +93,8 @@ nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t device, void* out) {
 }
 nvmlReturn_t nvmlDeviceGetPlatformInfo(nvmlDevice_t device, abi::PlatformInfo* out) {
   return ask(__func__, device, out != nullptr, [&](Dev) {
-    return is_version(out, 1) || is_version(out, 2) ? NVML_ERROR_NOT_SUPPORTED : NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    return is_version(out, 1) || is_version(out, 2) ? NVML_ERROR_NOT_SUPPORTED
+                                                    : NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
   });
 }
 nvmlReturn_t nvmlDeviceGetPdi(nvmlDevice_t device, abi::Pdi* out) {
@@ -131,8 +141,10 @@ nvmlReturn_t nvmlDeviceGetNumaNodeId(nvmlDevice_t device, unsigned* out) {
   // The GPU's own NUMA node: coherent-memory systems alone have one.
   return ask(__func__, device, out != nullptr, [](Dev) { return NVML_ERROR_NOT_SUPPORTED; });
 }
-nvmlReturn_t nvmlDeviceGetLastBBXFlushTime(nvmlDevice_t device, unsigned long long* time, unsigned long* duration) {
-  return ask(__func__, device, time != nullptr && duration != nullptr, [](Dev) { return abi::error_not_ready; });
+nvmlReturn_t nvmlDeviceGetLastBBXFlushTime(nvmlDevice_t device, unsigned long long* time,
+                                           unsigned long* duration) {
+  return ask(__func__, device, time != nullptr && duration != nullptr,
+             [](Dev) { return abi::error_not_ready; });
 }
 nvmlReturn_t nvmlDeviceGetConfComputeMemSizeInfo(nvmlDevice_t device, abi::ConfComputeMemory* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
@@ -147,7 +159,8 @@ nvmlReturn_t nvmlDeviceGetConfComputeProtectedMemoryUsage(nvmlDevice_t device, n
   });
 }
 nvmlReturn_t nvmlDeviceGetConfComputeGpuCertificate(nvmlDevice_t device, void* out) {
-  return ask(__func__, device, out != nullptr, [](Dev) { return NVML_ERROR_UNKNOWN; });  // read with the feature off
+  return ask(__func__, device, out != nullptr,
+             [](Dev) { return NVML_ERROR_UNKNOWN; });  // read with the feature off
 }
 nvmlReturn_t nvmlSystemGetConfComputeCapabilities(abi::ConfComputeCaps* out) {
   return ask_host(__func__, out != nullptr, [&](const State&) {

@@ -3,8 +3,8 @@
 
 #include "twin/nvml/library.hpp"
 
-using namespace bulkhead::twin;          // NOLINT(google-build-using-namespace): this file is the library
-using namespace bulkhead::twin::nvml;    // NOLINT(google-build-using-namespace)
+using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
+using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 
 namespace {
 const Chip& chip_of(const State& state, std::uint32_t gpu) { return state.chips[state.gpus[gpu].chip]; }
@@ -21,10 +21,11 @@ nvmlReturn_t nvmlDeviceSetPersistenceMode(nvmlDevice_t device, nvmlEnableState_t
   });
 }
 nvmlReturn_t nvmlDeviceSetComputeMode(nvmlDevice_t device, nvmlComputeMode_t mode) {
-  return tell(__func__, device, static_cast<unsigned>(mode) < NVML_COMPUTEMODE_COUNT, [&](State& state, std::uint32_t gpu) {
-    state.gpus[gpu].compute_mode = mode;
-    return NVML_SUCCESS;
-  });
+  return tell(__func__, device, static_cast<unsigned>(mode) < NVML_COMPUTEMODE_COUNT,
+              [&](State& state, std::uint32_t gpu) {
+                state.gpus[gpu].compute_mode = mode;
+                return NVML_SUCCESS;
+              });
 }
 nvmlReturn_t nvmlDeviceSetEccMode(nvmlDevice_t device, nvmlEnableState_t ecc) {
   return tell(__func__, device, static_cast<unsigned>(ecc) <= 1, [&](State& state, std::uint32_t gpu) {
@@ -33,15 +34,16 @@ nvmlReturn_t nvmlDeviceSetEccMode(nvmlDevice_t device, nvmlEnableState_t ecc) {
   });
 }
 nvmlReturn_t nvmlDeviceClearEccErrorCounts(nvmlDevice_t device, nvmlEccCounterType_t type) {
-  return tell(__func__, device, static_cast<unsigned>(type) < NVML_ECC_COUNTER_TYPE_COUNT, [&](State& state, std::uint32_t gpu) {
-    Gpu& g = state.gpus[gpu];
-    if (type == NVML_VOLATILE_ECC) {
-      g.ecc_corrected = g.ecc_uncorrected = 0;
-    } else {
-      g.ecc_corrected_total = g.ecc_uncorrected_total = 0;
-    }
-    return NVML_SUCCESS;
-  });
+  return tell(__func__, device, static_cast<unsigned>(type) < NVML_ECC_COUNTER_TYPE_COUNT,
+              [&](State& state, std::uint32_t gpu) {
+                Gpu& g = state.gpus[gpu];
+                if (type == NVML_VOLATILE_ECC) {
+                  g.ecc_corrected = g.ecc_uncorrected = 0;
+                } else {
+                  g.ecc_corrected_total = g.ecc_uncorrected_total = 0;
+                }
+                return NVML_SUCCESS;
+              });
 }
 nvmlReturn_t nvmlDeviceSetAccountingMode(nvmlDevice_t device, nvmlEnableState_t mode) {
   return tell(__func__, device, static_cast<unsigned>(mode) <= 1, [&](State& state, std::uint32_t gpu) {
@@ -92,7 +94,9 @@ nvmlReturn_t nvmlDeviceResetMemoryLockedClocks(nvmlDevice_t device) {
 nvmlReturn_t nvmlDeviceSetApplicationsClocks(nvmlDevice_t device, unsigned memory, unsigned graphics) {
   return tell(__func__, device, true, [&](State& state, std::uint32_t gpu) {
     const Chip& chip = chip_of(state, gpu);
-    if (!is_memory_clock(chip, memory) || graphics < chip.clock_graphics_min || graphics > chip.clock_graphics_max) return NVML_ERROR_INVALID_ARGUMENT;
+    if (!is_memory_clock(chip, memory) || graphics < chip.clock_graphics_min ||
+        graphics > chip.clock_graphics_max)
+      return NVML_ERROR_INVALID_ARGUMENT;
     state.gpus[gpu].app_clock_memory = memory;
     state.gpus[gpu].app_clock_graphics = graphics;
     return NVML_SUCCESS;
@@ -104,9 +108,11 @@ nvmlReturn_t nvmlDeviceResetApplicationsClocks(nvmlDevice_t device) {
     return NVML_SUCCESS;
   });
 }
-extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlDeviceSetPowerManagementLimit_v2(nvmlDevice_t device, abi::PowerValue2* value);
+extern "C" __attribute__((visibility("default"))) nvmlReturn_t nvmlDeviceSetPowerManagementLimit_v2(
+    nvmlDevice_t device, abi::PowerValue2* value);
 nvmlReturn_t nvmlDeviceSetPowerManagementLimit_v2(nvmlDevice_t device, abi::PowerValue2* value) {
   if (value == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
   if (value->version != abi::version_word<abi::PowerValue2>(2)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-  return value->scope == 0 ? nvmlDeviceSetPowerManagementLimit(device, value->milliwatts) : NVML_ERROR_NOT_SUPPORTED;
+  return value->scope == 0 ? nvmlDeviceSetPowerManagementLimit(device, value->milliwatts)
+                           : NVML_ERROR_NOT_SUPPORTED;
 }

@@ -6,7 +6,8 @@ int check_unsupported(const char* function, std::string_view shape, void* const*
 
 int check_unsupported(const char* function, std::string_view shape, void* const* arguments) {
   bool ok = true;
-  for (std::size_t i = 0; i < shape.size() && i < 6; ++i) ok = ok && (shape[i] != 'p' || arguments[i] != nullptr);
+  for (std::size_t i = 0; i < shape.size() && i < 6; ++i)
+    ok = ok && (shape[i] != 'p' || arguments[i] != nullptr);
   const auto no = [](const Device&) { return NVML_ERROR_NOT_SUPPORTED; };
   if (shape.starts_with('d')) return ask(function, static_cast<nvmlDevice_t>(arguments[0]), ok, no);
   if (shape.starts_with('i')) return ask_instance(function, arguments[0], ok, no);
