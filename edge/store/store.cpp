@@ -390,34 +390,6 @@ void sweep(const fs::path& file) {
   }
 }
 
-// SQLite reads a last page that was cut off as if zeros followed, and quick_check sees no harm in it. The
-// header says how many pages there are (https://www.sqlite.org/fileformat2.html, offsets 16 and 28). With a
-// WAL the file may lag behind, and SQLite knows better.
-Status whole(const fs::path& file, std::uint64_t size) {
-  std::error_code none;
-  if (const auto wal = fs::file_size(file.string() + "-wal", none); !none && wal > 0) return ok_status();
-  const UniqueFd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-  if (!fd)
-    return errno_error("open journal " + file.string(), errno)
-        .with_hint("run as root, or keep the journal elsewhere: --state-dir DIR");
-  unsigned char header[100] = {};
-  const ssize_t got = ::pread(fd.get(), header, sizeof header, 0);
-  if (got < 0) return errno_error("read journal " + file.string(), errno);
-  if (got < static_cast<ssize_t>(sizeof header) || std::memcmp(header, "SQLite format 3", 16) != 0)
-    return ok_status();  // SQLite says it better
-  const auto word = [&](int at) {
-    return std::uint64_t{header[at]} << 24U | std::uint64_t{header[at + 1]} << 16U |
-           std::uint64_t{header[at + 2]} << 8U | header[at + 3];
-  };
-  std::uint64_t page = std::uint64_t{header[16]} << 8U | header[17];
-  if (page == 1) page = 65536;
-  if (size == page * word(28)) return ok_status();
-  return Error(Errc::corrupt,
-               fmt::format("open: journal {} is damaged: {} bytes, its header says {}", file.string(), size,
-                           page * word(28)),
-               out_of_it(file));
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Store>> Store::open(const fs::path& directory, Access access) {
@@ -433,6 +405,8 @@ Result<std::unique_ptr<Store>> Store::open(const fs::path& directory, Access acc
       return errno_error(fmt::format("write to {}", directory.string()), errno).with_hint(hint);
   }
   struct stat info {};
+  std::error_code no_wal;
+  const bool wal = fs::file_size(file.string() + "-wal", no_wal) > 0 && !no_wal;
   if (::stat(file.c_str(), &info) != 0) {
     if (errno != ENOENT) return errno_error("open journal " + file.string(), errno).with_hint(hint);
     if (!write)
@@ -447,8 +421,6 @@ Result<std::unique_ptr<Store>> Store::open(const fs::path& directory, Access acc
     return Error(Errc::corrupt, fmt::format("open: journal {} is empty: it was cut off", file.string()),
                  out_of_it(file));
   }
-
-  if (info.st_size > 0) BH_CHECK(whole(file, static_cast<std::uint64_t>(info.st_size)));
 
   std::unique_ptr<Store> store(new Store());
   Database& database = *store->database_;
@@ -482,6 +454,20 @@ Result<std::unique_ptr<Store>> Store::open(const fs::path& directory, Access acc
         fmt::format("open: journal {} was written by a newer bulkhead: its schema is {}, this one knows {}",
                     file.string(), version, newest_version),
         "use the newer bulkhead; the journal is left as it is");
+  }
+  // SQLite reads a last page that was cut off as if zeros followed, and quick_check sees no harm in it. With
+  // a WAL the file may lag behind, and SQLite knows better. The file is asked for by name only: to open and
+  // close it here would drop the POSIX locks that another connection of this process holds
+  // (sqlite.org/howtocorrupt.html, 2.2).
+  if (info.st_size > 0 && !wal) {
+    BH_TRY(const std::int64_t pages, database.number("open", "PRAGMA page_count"));
+    BH_TRY(const std::int64_t page, database.number("open", "PRAGMA page_size"));
+    if (info.st_size % page != 0 || info.st_size < pages * page) {
+      return Error(Errc::corrupt,
+                   fmt::format("open: journal {} is damaged: {} bytes instead of {}", file.string(),
+                               info.st_size, pages * page),
+                   out_of_it(file));
+    }
   }
   {
     Statement check(database.handle, "PRAGMA quick_check(1)");

@@ -21,6 +21,9 @@ using store::StepState;
 
 namespace {
 
+constexpr int cleanup_tries = 30;
+constexpr useconds_t cleanup_pause_usec = 100'000;
+
 unsigned deadline_of(const plan::Action& action, const Options& options) {
   if (options.step_deadline_ms) return *options.step_deadline_ms;
   if (std::holds_alternative<plan::SetFile>(action)) return 300'000;     // update-grub asks every disk
@@ -273,6 +276,15 @@ Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& actio
       return not_done(ended.error());
   }
   auto done = worker_.act(action, detail, deadline);
+  // A process that has ended may hold its GPU a moment longer, until the driver has cleaned up after it.
+  for (int tries = 0;
+       !evicts.empty() && done.failed && done.failed->code() == Errc::in_use && tries < cleanup_tries;
+       ++tries) {
+    ::usleep(cleanup_pause_usec);
+    Json again = detail;
+    again["again"] = true;
+    done = worker_.act(action, again, deadline);
+  }
   const bool seen_after =
       done.sight && (done.sight->seen == Seen::after || done.sight->seen == Seen::unknown);
   if (!done.failed && seen_after) {
