@@ -7,8 +7,8 @@
 
 #include <unistd.h>
 
-#include <CLI/App.hpp>
 #include <fmt/format.h>
+#include <CLI/App.hpp>
 
 #include "base/json.hpp"
 #include "base/text.hpp"
@@ -20,7 +20,8 @@ namespace bulkhead::cli {
 namespace {
 
 struct Options {
-  std::string profile = {}, profile_file = {}, directory = {}, library = {}, fault = {}, function = {}, target = {}, duration = {}, name = {}, memory = {};
+  std::string profile = {}, profile_file = {}, directory = {}, library = {}, fault = {}, function = {},
+              target = {}, duration = {}, name = {}, memory = {}, real = "libnvidia-ml.so.1", recording = {};
   std::uint64_t seed = 1, delay_ms = 0, count = 1;
   bool stepped = false, no_init = false, json = false, list = false, graphics = false, all = false;
   unsigned port = 0;
@@ -34,41 +35,49 @@ struct Options {
 // --dir, else BULKHEAD_TWIN, else the one twin that runs.
 Result<std::filesystem::path> directory_of(const Options& options) {
   if (!options.directory.empty()) return std::filesystem::path(options.directory);
-  if (const char* set = std::getenv("BULKHEAD_TWIN"); set != nullptr && *set != '\0') return std::filesystem::path(set);
+  if (const char* set = std::getenv("BULKHEAD_TWIN"); set != nullptr && *set != '\0')
+    return std::filesystem::path(set);
   if (!options.profile.empty()) return twin::default_directory(options.profile);
   const auto all = twin::running();
   if (all.size() == 1) return all[0].directory;
-  if (all.empty()) return Error(Errc::not_found, "no twin is up in the default place", "bulkhead twin up dgx-h100, or name one: --dir DIR");
+  if (all.empty())
+    return Error(Errc::not_found, "no twin is up in the default place",
+                 "bulkhead twin up dgx-h100, or name one: --dir DIR");
   return Error(Errc::invalid, fmt::format("{} twins are up", all.size()), "name one: --dir DIR");
 }
 
 // "10s", "500ms", "2m", "1h": nanoseconds.
 Result<std::uint64_t> parse_duration(std::string_view text) {
-  static constexpr std::pair<std::string_view, double> units[] = {{"ms", 1e6}, {"us", 1e3}, {"ns", 1}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9}};
+  static constexpr std::pair<std::string_view, double> units[] = {{"ms", 1e6}, {"us", 1e3}, {"ns", 1},
+                                                                  {"s", 1e9},  {"m", 60e9}, {"h", 3600e9}};
   for (const auto& [unit, factor] : units) {
     if (!text.ends_with(unit)) continue;
     const std::string number(text.substr(0, text.size() - unit.size()));
     char* end = nullptr;
     const double value = std::strtod(number.c_str(), &end);
-    if (!number.empty() && *end == '\0' && std::isfinite(value) && value >= 0 && value * factor <= 31 * 86400e9) {
+    if (!number.empty() && *end == '\0' && std::isfinite(value) && value >= 0 &&
+        value * factor <= 31 * 86400e9) {
       return static_cast<std::uint64_t>(value * factor);
     }
     break;
   }
-  return Error(Errc::invalid, fmt::format("{} is no time of at most a month", printable(text)), "like 500ms, 10s, 2m or 1h");
+  return Error(Errc::invalid, fmt::format("{} is no time of at most a month", printable(text)),
+               "like 500ms, 10s, 2m or 1h");
 }
 
 // "512MiB", "20GiB", "1048576".
 Result<std::uint64_t> parse_memory(std::string_view text) {
   if (text.empty()) return std::uint64_t{0};
-  static constexpr std::pair<std::string_view, unsigned> units[] = {{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"K", 10}, {"M", 20}, {"G", 30}, {"", 0}};
+  static constexpr std::pair<std::string_view, unsigned> units[] = {
+      {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"K", 10}, {"M", 20}, {"G", 30}, {"", 0}};
   for (const auto& [unit, shift] : units) {
     if (!text.ends_with(unit)) continue;
     const auto value = parse_u64(text.substr(0, text.size() - unit.size()));
     if (value && *value <= (1ULL << 44U >> shift)) return *value << shift;
     break;
   }
-  return Error(Errc::invalid, fmt::format("{} is no amount of memory", printable(text)), "like 512MiB or 20GiB");
+  return Error(Errc::invalid, fmt::format("{} is no amount of memory", printable(text)),
+               "like 512MiB or 20GiB");
 }
 
 int said(const Context& context, const Status& status, std::string_view done) {
@@ -77,11 +86,18 @@ int said(const Context& context, const Status& status, std::string_view done) {
 }
 
 int run_up(const Context& context, const Options& o) {
-  twin::UpOptions up{.profile = o.profile, .profile_file = o.profile_file, .directory = o.directory, .library = o.library, .seed = o.seed,
-                     .realtime = !o.stepped, .init = !o.no_init, .fabric_manager_port = o.port};
+  twin::UpOptions up{.profile = o.profile,
+                     .profile_file = o.profile_file,
+                     .directory = o.directory,
+                     .library = o.library,
+                     .seed = o.seed,
+                     .realtime = !o.stepped,
+                     .init = !o.no_init,
+                     .fabric_manager_port = o.port};
   const auto made = twin::up(up);
   if (!made.ok()) return fail(context, made.error());
-  std::string text = fmt::format("twin {} is up in {}\n", o.profile.empty() ? o.profile_file : o.profile, made->string());
+  std::string text =
+      fmt::format("twin {} is up in {}\n", o.profile.empty() ? o.profile_file : o.profile, made->string());
   for (const auto& line : twin::environment(*made)) text += fmt::format("  export {}\n", line);
   return print(text + fmt::format("try: bulkhead twin run --dir {} -- nvidia-smi -L\n", made->string()));
 }
@@ -92,7 +108,11 @@ int run_list(const Context& context, const Options& o) {
   if (o.json) {
     Json out = {{"profiles", Json::array()}, {"running", Json::array()}};
     for (const auto& p : known) out["profiles"].push_back({{"name", p.name}, {"summary", p.summary}});
-    for (const auto& t : up) out["running"].push_back({{"name", t.name}, {"profile", t.profile}, {"directory", t.directory.string()}, {"init_pid", t.init_pid}});
+    for (const auto& t : up)
+      out["running"].push_back({{"name", t.name},
+                                {"profile", t.profile},
+                                {"directory", t.directory.string()},
+                                {"init_pid", t.init_pid}});
     return print(dump(out) + "\n");
   }
   Table profiles({"PROFILE", "WHAT"});
@@ -117,19 +137,28 @@ int run_status(const Context& context, const Options& o) {
   for (const auto& g : s["gpus"]) {
     std::size_t compute = 0;
     for (const auto& gi : g["instances"]) compute += gi["compute"].size();
-    gpus.row({fmt::format("{}", g["index"].get<unsigned>()), g["pci"].get<std::string>(),
-              g["mig"]["current"].get<bool>() ? fmt::format("{} GI {} CI", g["instances"].size(), compute) : "off",
-              fmt::format("{:.0f}%", g["busy"].get<double>() * 100), fmt::format("{:.0f}/{:.0f}", g["watts"].get<double>(), g["power_limit_watts"].get<double>()),
-              fmt::format("{:.0f}C", g["temperature_c"].get<double>()), fmt::format("{}", g["graphics_mhz"].get<long>()), g["model"].get<std::string>()});
+    gpus.row(
+        {fmt::format("{}", g["index"].get<unsigned>()), g["pci"].get<std::string>(),
+         g["mig"]["current"].get<bool>() ? fmt::format("{} GI {} CI", g["instances"].size(), compute) : "off",
+         fmt::format("{:.0f}%", g["busy"].get<double>() * 100),
+         fmt::format("{:.0f}/{:.0f}", g["watts"].get<double>(), g["power_limit_watts"].get<double>()),
+         fmt::format("{:.0f}C", g["temperature_c"].get<double>()),
+         fmt::format("{}", g["graphics_mhz"].get<long>()), g["model"].get<std::string>()});
   }
-  std::string text = fmt::format("{} in {}, driver {}, {:.1f} s after boot{}\n\n", s["profile"].get<std::string>(), s["directory"].get<std::string>(),
-                                 s["driver_version"].get<std::string>(), s["clock"]["seconds_since_boot"].get<double>(),
-                                 s["clock"]["follows_host"].get<bool>() ? "" : " (stepped clock)") + gpus.str(context);
+  std::string text =
+      fmt::format("{} in {}, driver {}, {:.1f} s after boot{}\n\n", s["profile"].get<std::string>(),
+                  s["directory"].get<std::string>(), s["driver_version"].get<std::string>(),
+                  s["clock"]["seconds_since_boot"].get<double>(),
+                  s["clock"]["follows_host"].get<bool>() ? "" : " (stepped clock)") +
+      gpus.str(context);
   for (const auto& p : s["processes"]) {
-    text += fmt::format("process {} {} on GPU {}{}\n", p["pid"].get<unsigned>(), p["name"].get<std::string>(), p["gpu"].get<unsigned>(),
-                        p.contains("gpu_instance") ? fmt::format(", instance {}", p["gpu_instance"].get<unsigned>()) : "");
+    text += fmt::format(
+        "process {} {} on GPU {}{}\n", p["pid"].get<unsigned>(), p["name"].get<std::string>(),
+        p["gpu"].get<unsigned>(),
+        p.contains("gpu_instance") ? fmt::format(", instance {}", p["gpu_instance"].get<unsigned>()) : "");
   }
-  for (const auto& f : s["faults"]) text += paint(context, Tone::bad, fmt::format("fault {}", dump(f))) + "\n";
+  for (const auto& f : s["faults"])
+    text += paint(context, Tone::bad, fmt::format("fault {}", dump(f))) + "\n";
   return print(text);
 }
 
@@ -139,7 +168,8 @@ int run_command(const Context& context, const Options& o) {
   bool temporary = false;
   if (directory.empty()) {
     const auto known = twin::profiles();
-    const bool named = !command.empty() && std::any_of(known.begin(), known.end(), [&](const auto& p) { return p.name == command[0]; });
+    const bool named = !command.empty() && std::any_of(known.begin(), known.end(),
+                                                       [&](const auto& p) { return p.name == command[0]; });
     if (named) {
       const std::string profile = command[0];
       command.erase(command.begin());
@@ -148,9 +178,15 @@ int run_command(const Context& context, const Options& o) {
       if (!twin::open_twin(directory).ok()) {
         // Nobody's twin: one for this program alone, gone after it.
         std::string pattern = (std::filesystem::temp_directory_path() / "bulkhead-twin-XXXXXX").string();
-        if (::mkdtemp(pattern.data()) == nullptr) return fail(context, errno_error("make a temporary directory", errno));
+        if (::mkdtemp(pattern.data()) == nullptr)
+          return fail(context, errno_error("make a temporary directory", errno));
         directory = pattern;
-        const auto made = twin::up({.profile = profile, .directory = directory, .library = o.library, .seed = o.seed, .realtime = !o.stepped, .init = !o.no_init});
+        const auto made = twin::up({.profile = profile,
+                                    .directory = directory,
+                                    .library = o.library,
+                                    .seed = o.seed,
+                                    .realtime = !o.stepped,
+                                    .init = !o.no_init});
         if (!made.ok()) {
           std::error_code ignored;
           std::filesystem::remove_all(directory, ignored);
@@ -173,6 +209,56 @@ int run_command(const Context& context, const Options& o) {
   return *code;
 }
 
+std::string_view name_of(twin::DifferenceKind kind) {
+  switch (kind) {
+    case twin::DifferenceKind::live:
+      return "live";
+    case twin::DifferenceKind::identity:
+      return "identity";
+    case twin::DifferenceKind::differs:
+      return "differs";
+  }
+  return "";
+}
+
+int run_compare(const Context& context, const Options& o) {
+  const auto result = twin::compare_with_real({.profile = o.profile,
+                                               .real = o.real,
+                                               .recording = o.recording,
+                                               .library = o.library,
+                                               .gpu = o.gpu == twin::none ? 0 : o.gpu});
+  if (!result.ok()) return fail(context, result.error());
+  std::size_t counts[3] = {};
+  for (const auto& d : result->differences) ++counts[static_cast<std::size_t>(d.kind)];
+  const std::size_t differ = counts[static_cast<std::size_t>(twin::DifferenceKind::differs)];
+  if (o.json) {
+    Json out = {
+        {"profile", o.profile}, {"asked", result->asked}, {"differ", differ}, {"differences", Json::array()}};
+    for (const auto& d : result->differences)
+      out["differences"].push_back(
+          {{"question", d.question}, {"kind", name_of(d.kind)}, {"real", d.real}, {"twin", d.twin}});
+    if (const int code = print(dump(out) + "\n"); code != exit_ok) return code;
+    return differ == 0 ? exit_ok : exit_findings;
+  }
+  Table table({"QUESTION", "KIND", "REAL", "TWIN"});
+  bool shown = false;
+  for (const auto& d : result->differences) {
+    if (d.kind != twin::DifferenceKind::differs && !o.all) continue;
+    shown = true;
+    table.row(
+        {printable(d.question), std::string(name_of(d.kind)), printable(d.real, 120), printable(d.twin, 120)},
+        {});
+  }
+  const std::string text =
+      (shown ? table.str(context) + "\n" : std::string()) +
+      fmt::format("{} questions: {} differ, {} are live readings, {} are the board's own{}\n", result->asked,
+                  differ, counts[static_cast<std::size_t>(twin::DifferenceKind::live)],
+                  counts[static_cast<std::size_t>(twin::DifferenceKind::identity)],
+                  o.all ? "" : " (--all shows them)");
+  if (const int code = print(text); code != exit_ok) return code;
+  return differ == 0 ? exit_ok : exit_findings;
+}
+
 int run_attach(const Context& context, const Options& o) {
   const auto directory = directory_of(o);
   if (!directory.ok()) return fail(context, directory.error());
@@ -181,7 +267,9 @@ int run_attach(const Context& context, const Options& o) {
   std::uint32_t* const fields[] = {&wanted.gpu, &wanted.gpu_instance, &wanted.compute_instance};
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const auto number = parse_u64(parts[i]);
-    if (i >= 3 || !number || *number > 1000) return fail(context, Error(Errc::invalid, fmt::format("{} is no GPU[:GI[:CI]]", printable(o.target)), "like 0, or 3:1:0"));
+    if (i >= 3 || !number || *number > 1000)
+      return fail(context, Error(Errc::invalid, fmt::format("{} is no GPU[:GI[:CI]]", printable(o.target)),
+                                 "like 0, or 3:1:0"));
     *fields[i] = static_cast<std::uint32_t>(*number);
   }
   // The default compute instance of a named GPU instance.
@@ -202,14 +290,19 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
   auto chosen = std::make_shared<std::function<int(const Context&)>>();
   app.require_subcommand(1);
   app.fallthrough();
-  const auto verb = [&](const char* name, const char* summary, auto declare, std::function<int(const Context&, const Options&)> act) {
+  const auto verb = [&](const char* name, const char* summary, auto declare,
+                        std::function<int(const Context&, const Options&)> act) {
     CLI::App* sub = app.add_subcommand(name, summary);
     declare(*sub);
-    sub->callback([o, chosen, act] { *chosen = [o, act](const Context& context) { return act(context, *o); }; });
+    sub->callback(
+        [o, chosen, act] { *chosen = [o, act](const Context& context) { return act(context, *o); }; });
   };
-  const auto on_twin = [&o](CLI::App& sub) { sub.add_option("--dir", o->directory, "The twin's directory (BULKHEAD_TWIN)"); };
+  const auto on_twin = [&o](CLI::App& sub) {
+    sub.add_option("--dir", o->directory, "The twin's directory (BULKHEAD_TWIN)");
+  };
   // For the verbs that change a twin: find it, then do it.
-  const auto changing = [](std::function<Status(const std::filesystem::path&, const Options&)> act, std::string done) {
+  const auto changing = [](std::function<Status(const std::filesystem::path&, const Options&)> act,
+                           std::string done) {
     return [act, done](const Context& context, const Options& options) {
       const auto directory = directory_of(options);
       if (!directory.ok()) return fail(context, directory.error());
@@ -217,110 +310,179 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
     };
   };
 
-  verb("up", "Bring a pretend machine up", [&](CLI::App& sub) {
-    sub.add_option("profile", o->profile, "Which (bulkhead twin list)");
-    sub.add_option("--profile-file", o->profile_file, "A profile of your own");
-    sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1 (default: the one installed with bulkhead)");
-    sub.add_option("--seed", o->seed, "Decides UUIDs and serial numbers");
-    sub.add_option("--fabric-manager-port", o->port, "TCP port of the pretend Fabric Manager");
-    sub.add_flag("--stepped", o->stepped, "Time moves by `twin step` only");
-    sub.add_flag("--no-init", o->no_init, "Without the pretend systemd");
-    on_twin(sub);
-  }, [](const Context& context, const Options& options) {
-    if (options.profile.empty() == options.profile_file.empty()) {
-      return fail(context, Error(Errc::invalid, "one profile, or one --profile-file", "see: bulkhead twin list"));
-    }
-    return run_up(context, options);
-  });
-  verb("down", "Take it away", [&](CLI::App& sub) {
-    sub.add_option("profile", o->profile, "The twin in this profile's default directory");
-    on_twin(sub);
-  }, changing([](const auto& directory, const Options&) { return twin::down(directory); }, "the twin is down"));
-  verb("list", "Show the profiles and the twins that are up", [&](CLI::App& sub) { sub.add_flag("--json", o->json, "For programs"); }, run_list);
-  verb("status", "Show a twin's GPUs, processes and faults", [&](CLI::App& sub) {
-    sub.add_flag("--json", o->json, "For programs");
-    on_twin(sub);
-  }, run_status);
-  verb("run", "Run a program in it", [&](CLI::App& sub) {
-    sub.add_option("words", o->words, "PROFILE -- COMMAND..., or with --dir COMMAND... alone")->expected(1, -1);
-    sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1");
-    sub.add_option("--seed", o->seed, "Decides UUIDs and serial numbers");
-    sub.positionals_at_end();
-    on_twin(sub);
-  }, run_command);
-  verb("step", "Let simulated time pass", [&](CLI::App& sub) {
-    sub.add_option("time", o->duration, "500ms, 10s, 2m, 1h")->required();
-    on_twin(sub);
-  }, [](const Context& context, const Options& options) {
-    const auto time = parse_duration(options.duration);
-    if (!time.ok()) return fail(context, time.error());
-    const auto directory = directory_of(options);
-    if (!directory.ok()) return fail(context, directory.error());
-    return said(context, twin::step(*directory, *time), fmt::format("{} later", options.duration));
-  });
-  verb("load", "Make a GPU work, or draw power", [&](CLI::App& sub) {
-    sub.add_option("gpu", o->gpu, "Index")->required();
-    sub.add_option("--watts", o->watts, "What the board draws if nothing limits it");
-    sub.add_option("--busy", o->busy, "0 to 1");
-    sub.add_option("--inlet", o->inlet, "Temperature of the cooling air, C");
-    on_twin(sub);
-  }, changing([](const auto& directory, const Options& options) {
-    return twin::load(directory, options.gpu, {.watts = options.watts, .busy = options.busy, .inlet = options.inlet});
-  }, "done"));
-  verb("attach", "Put a process on a GPU or MIG instance; prints its pid", [&](CLI::App& sub) {
-    sub.add_option("target", o->target, "GPU[:GI[:CI]]")->required();
-    sub.add_option("--pid", o->pid, "A real process (default: a simulated one)");
-    sub.add_option("--name", o->name, "Its name");
-    sub.add_option("--memory", o->memory, "Device memory it holds: 20GiB");
-    sub.add_option("--busy", o->process_busy, "0 to 1 of its slice");
-    sub.add_flag("--graphics", o->graphics, "A graphics client");
-    on_twin(sub);
-  }, run_attach);
-  verb("detach", "End processes' hold on GPUs", [&](CLI::App& sub) {
-    auto* pid = sub.add_option("pid", o->pid, "Which");
-    sub.add_flag("--all", o->all, "Every one")->excludes(pid);
-    on_twin(sub);
-  }, [](const Context& context, const Options& options) {
-    if (options.pid == 0 && !options.all) return fail(context, Error(Errc::invalid, "a pid, or --all", "bulkhead twin status"));
-    const auto directory = directory_of(options);
-    if (!directory.ok()) return fail(context, directory.error());
-    return said(context, twin::detach(*directory, options.all ? std::nullopt : std::optional(options.pid)), "done");
-  });
-  verb("xid", "Report an XID: an NVML event and a line in the kernel log", [&](CLI::App& sub) {
-    sub.add_option("gpu", o->gpu, "Index")->required();
-    sub.add_option("code", o->code, "31, 48, 79 ...")->required();
-    sub.add_option("--pid", o->pid, "The attached process that caused it");
-    on_twin(sub);
-  }, changing([](const auto& directory, const Options& options) {
-    return twin::xid(directory, options.gpu, options.code, options.pid == 0 ? std::nullopt : std::optional(options.pid));
-  }, "done"));
-  verb("break", "Break one thing", [&](CLI::App& sub) {
-    sub.add_option("fault", o->fault, "Which (--list)");
-    sub.add_flag("--list", o->list, "Show the faults");
-    sub.add_option("--gpu", o->gpu, "Only on this GPU");
-    sub.add_option("--function", o->function, "The NVML function, for *-call and kill-*");
-    sub.add_option("--code", o->answer, "The nvmlReturn_t that fail-call answers");
-    sub.add_option("--delay-ms", o->delay_ms, "For hang-call and slow-destroy");
-    sub.add_option("--times", o->times, "How often it happens (default: until mended)");
-    sub.add_option("--count", o->count, "How many errors, for ecc");
-    on_twin(sub);
-  }, [](const Context& context, const Options& options) {
-    if (options.list || options.fault.empty()) {
-      Table table({"FAULT", "WHAT"});
-      for (const auto& f : twin::fault_names()) table.row({std::string(f.name), std::string(f.summary)});
-      return print(table.str(context));
-    }
-    const auto directory = directory_of(options);
-    if (!directory.ok()) return fail(context, directory.error());
-    return said(context, twin::break_it(*directory, {.name = options.fault, .gpu = options.gpu, .function = options.function, .code = options.answer,
-                                                     .delay_ms = options.delay_ms, .times = options.times, .count = options.count}),
-                fmt::format("{} is broken", options.fault));
-  });
-  verb("mend", "Mend what was broken", [&](CLI::App& sub) {
-    sub.add_option("fault", o->fault, "Which (default: everything)");
-    sub.add_option("--gpu", o->gpu, "Only on this GPU");
-    on_twin(sub);
-  }, changing([](const auto& directory, const Options& options) { return twin::mend(directory, options.fault, options.gpu); }, "mended"));
+  verb(
+      "up", "Bring a pretend machine up",
+      [&](CLI::App& sub) {
+        sub.add_option("profile", o->profile, "Which (bulkhead twin list)");
+        sub.add_option("--profile-file", o->profile_file, "A profile of your own");
+        sub.add_option("--library", o->library,
+                       "The twin's libnvidia-ml.so.1 (default: the one installed with bulkhead)");
+        sub.add_option("--seed", o->seed, "Decides UUIDs and serial numbers");
+        sub.add_option("--fabric-manager-port", o->port, "TCP port of the pretend Fabric Manager");
+        sub.add_flag("--stepped", o->stepped, "Time moves by `twin step` only");
+        sub.add_flag("--no-init", o->no_init, "Without the pretend systemd");
+        on_twin(sub);
+      },
+      [](const Context& context, const Options& options) {
+        if (options.profile.empty() == options.profile_file.empty()) {
+          return fail(context,
+                      Error(Errc::invalid, "one profile, or one --profile-file", "see: bulkhead twin list"));
+        }
+        return run_up(context, options);
+      });
+  verb(
+      "down", "Take it away",
+      [&](CLI::App& sub) {
+        sub.add_option("profile", o->profile, "The twin in this profile's default directory");
+        on_twin(sub);
+      },
+      changing([](const auto& directory, const Options&) { return twin::down(directory); },
+               "the twin is down"));
+  verb(
+      "list", "Show the profiles and the twins that are up",
+      [&](CLI::App& sub) { sub.add_flag("--json", o->json, "For programs"); }, run_list);
+  verb(
+      "status", "Show a twin's GPUs, processes and faults",
+      [&](CLI::App& sub) {
+        sub.add_flag("--json", o->json, "For programs");
+        on_twin(sub);
+      },
+      run_status);
+  verb(
+      "run", "Run a program in it",
+      [&](CLI::App& sub) {
+        sub.add_option("words", o->words, "PROFILE -- COMMAND..., or with --dir COMMAND... alone")
+            ->expected(1, -1);
+        sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1");
+        sub.add_option("--seed", o->seed, "Decides UUIDs and serial numbers");
+        sub.positionals_at_end();
+        on_twin(sub);
+      },
+      run_command);
+  verb(
+      "step", "Let simulated time pass",
+      [&](CLI::App& sub) {
+        sub.add_option("time", o->duration, "500ms, 10s, 2m, 1h")->required();
+        on_twin(sub);
+      },
+      [](const Context& context, const Options& options) {
+        const auto time = parse_duration(options.duration);
+        if (!time.ok()) return fail(context, time.error());
+        const auto directory = directory_of(options);
+        if (!directory.ok()) return fail(context, directory.error());
+        return said(context, twin::step(*directory, *time), fmt::format("{} later", options.duration));
+      });
+  verb(
+      "load", "Make a GPU work, or draw power",
+      [&](CLI::App& sub) {
+        sub.add_option("gpu", o->gpu, "Index")->required();
+        sub.add_option("--watts", o->watts, "What the board draws if nothing limits it");
+        sub.add_option("--busy", o->busy, "0 to 1");
+        sub.add_option("--inlet", o->inlet, "Temperature of the cooling air, C");
+        on_twin(sub);
+      },
+      changing(
+          [](const auto& directory, const Options& options) {
+            return twin::load(directory, options.gpu,
+                              {.watts = options.watts, .busy = options.busy, .inlet = options.inlet});
+          },
+          "done"));
+  verb(
+      "attach", "Put a process on a GPU or MIG instance; prints its pid",
+      [&](CLI::App& sub) {
+        sub.add_option("target", o->target, "GPU[:GI[:CI]]")->required();
+        sub.add_option("--pid", o->pid, "A real process (default: a simulated one)");
+        sub.add_option("--name", o->name, "Its name");
+        sub.add_option("--memory", o->memory, "Device memory it holds: 20GiB");
+        sub.add_option("--busy", o->process_busy, "0 to 1 of its slice");
+        sub.add_flag("--graphics", o->graphics, "A graphics client");
+        on_twin(sub);
+      },
+      run_attach);
+  verb(
+      "detach", "End processes' hold on GPUs",
+      [&](CLI::App& sub) {
+        auto* pid = sub.add_option("pid", o->pid, "Which");
+        sub.add_flag("--all", o->all, "Every one")->excludes(pid);
+        on_twin(sub);
+      },
+      [](const Context& context, const Options& options) {
+        if (options.pid == 0 && !options.all)
+          return fail(context, Error(Errc::invalid, "a pid, or --all", "bulkhead twin status"));
+        const auto directory = directory_of(options);
+        if (!directory.ok()) return fail(context, directory.error());
+        return said(context,
+                    twin::detach(*directory, options.all ? std::nullopt : std::optional(options.pid)),
+                    "done");
+      });
+  verb(
+      "xid", "Report an XID: an NVML event and a line in the kernel log",
+      [&](CLI::App& sub) {
+        sub.add_option("gpu", o->gpu, "Index")->required();
+        sub.add_option("code", o->code, "31, 48, 79 ...")->required();
+        sub.add_option("--pid", o->pid, "The attached process that caused it");
+        on_twin(sub);
+      },
+      changing(
+          [](const auto& directory, const Options& options) {
+            return twin::xid(directory, options.gpu, options.code,
+                             options.pid == 0 ? std::nullopt : std::optional(options.pid));
+          },
+          "done"));
+  verb(
+      "break", "Break one thing",
+      [&](CLI::App& sub) {
+        sub.add_option("fault", o->fault, "Which (--list)");
+        sub.add_flag("--list", o->list, "Show the faults");
+        sub.add_option("--gpu", o->gpu, "Only on this GPU");
+        sub.add_option("--function", o->function, "The NVML function, for *-call and kill-*");
+        sub.add_option("--code", o->answer, "The nvmlReturn_t that fail-call answers");
+        sub.add_option("--delay-ms", o->delay_ms, "For hang-call and slow-destroy");
+        sub.add_option("--times", o->times, "How often it happens (default: until mended)");
+        sub.add_option("--count", o->count, "How many errors, for ecc");
+        on_twin(sub);
+      },
+      [](const Context& context, const Options& options) {
+        if (options.list || options.fault.empty()) {
+          Table table({"FAULT", "WHAT"});
+          for (const auto& f : twin::fault_names()) table.row({std::string(f.name), std::string(f.summary)});
+          return print(table.str(context));
+        }
+        const auto directory = directory_of(options);
+        if (!directory.ok()) return fail(context, directory.error());
+        return said(context,
+                    twin::break_it(*directory, {.name = options.fault,
+                                                .gpu = options.gpu,
+                                                .function = options.function,
+                                                .code = options.answer,
+                                                .delay_ms = options.delay_ms,
+                                                .times = options.times,
+                                                .count = options.count}),
+                    fmt::format("{} is broken", options.fault));
+      });
+  verb(
+      "mend", "Mend what was broken",
+      [&](CLI::App& sub) {
+        sub.add_option("fault", o->fault, "Which (default: everything)");
+        sub.add_option("--gpu", o->gpu, "Only on this GPU");
+        on_twin(sub);
+      },
+      changing([](const auto& directory,
+                  const Options& options) { return twin::mend(directory, options.fault, options.gpu); },
+               "mended"));
+  verb(
+      "compare", "Ask the real library and a twin the same questions",
+      [&](CLI::App& sub) {
+        sub.add_option("profile", o->profile, "The twin of this machine: h100-vm")->required();
+        sub.add_option("--real", o->real,
+                       "The real library (default libnvidia-ml.so.1 by the loader's rules)");
+        sub.add_option("--recording", o->recording, "Recorded answers instead of a real library");
+        sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1");
+        sub.add_option("--gpu", o->gpu, "Of the real machine");
+        sub.add_flag("--json", o->json, "For programs");
+        sub.add_flag("--all", o->all, "Show live readings and identities as well");
+      },
+      run_compare);
   return [chosen](const Context& context) { return (*chosen)(context); };
 }
 

@@ -25,7 +25,8 @@ namespace fs = std::filesystem;
 namespace {
 
 fs::path base_directory() {
-  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR"); runtime != nullptr && *runtime == '/' && ::access(runtime, W_OK) == 0) {
+  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR");
+      runtime != nullptr && *runtime == '/' && ::access(runtime, W_OK) == 0) {
     return fs::path(runtime) / "bulkhead/twin";
   }
   return ::access("/run", W_OK) == 0 ? "/run/bulkhead/twin" : "/tmp/bulkhead/twin";
@@ -40,16 +41,20 @@ Result<fs::path> find_library(const fs::path& asked) {
   }
   const fs::path self = fs::read_symlink("/proc/self/exe", failed);
   if (failed) return errno_error("find this program's own path", failed.value());
-  for (const auto& candidate : {self.parent_path() / "libnvidia-ml.so.1", self.parent_path() / "../lib/bulkhead/twin/libnvidia-ml.so.1"}) {
+  for (const auto& candidate : {self.parent_path() / "libnvidia-ml.so.1",
+                                self.parent_path() / "../lib/bulkhead/twin/libnvidia-ml.so.1"}) {
     if (fs::exists(candidate, failed)) return fs::weakly_canonical(candidate, failed);
   }
-  return Error(Errc::not_found, fmt::format("the twin's libnvidia-ml.so.1 lies neither in {} nor in ../lib/bulkhead/twin", self.parent_path().string()),
+  return Error(Errc::not_found,
+               fmt::format("the twin's libnvidia-ml.so.1 lies neither in {} nor in ../lib/bulkhead/twin",
+                           self.parent_path().string()),
                "build it (./do build), or name it: bulkhead twin up PROFILE --library FILE");
 }
 
 bool is_twin(const fs::path& directory) {
   std::error_code failed;
-  return fs::exists(directory / "profile.yaml", failed) && (fs::exists(directory / "state.bin", failed) || fs::exists(directory / "root", failed));
+  return fs::exists(directory / "profile.yaml", failed) &&
+         (fs::exists(directory / "state.bin", failed) || fs::exists(directory / "root", failed));
 }
 
 // One change under the lock, then the files that follow it while nobody else changes anything.
@@ -65,10 +70,13 @@ Status change(const fs::path& directory, const std::function<Status(State&)>& wh
     return result.ok();
   });
   if (!result.ok()) return result;
-  if (!written) return Error(Errc::permission, fmt::format("twin state {} may not be written", (directory / "state.bin").string()));
+  if (!written)
+    return Error(Errc::permission,
+                 fmt::format("twin state {} may not be written", (directory / "state.bin").string()));
   file->read([&](const State& state) {
     result = refresh_tree(directory / "root", state);
-    for (auto sequence = std::max(first, end > max_events ? end - max_events : 0); result.ok() && sequence < end; ++sequence) {
+    for (auto sequence = std::max(first, end > max_events ? end - max_events : 0);
+         result.ok() && sequence < end; ++sequence) {
       const Event& event = state.events[sequence % max_events];
       if (event.sequence == sequence) result = log_xid(directory / "root", state, event);
     }
@@ -96,38 +104,49 @@ Event& add_event(State& state, std::uint32_t gpu, std::uint32_t code) {
 
 fs::path default_directory(std::string_view name) { return base_directory() / name; }
 
-Result<std::unique_ptr<StateFile>> open_twin(const fs::path& directory) { return StateFile::open(directory / "state.bin"); }
+Result<std::unique_ptr<StateFile>> open_twin(const fs::path& directory) {
+  return StateFile::open(directory / "state.bin");
+}
 
 Result<fs::path> up(const UpOptions& options) {
-  BH_TRY(auto machine, options.profile_file.empty() ? load_profile(options.profile, options.seed) : load_profile_file(options.profile_file, options.seed));
+  BH_TRY(auto machine, options.profile_file.empty() ? load_profile(options.profile, options.seed)
+                                                    : load_profile_file(options.profile_file, options.seed));
   BH_TRY(const auto library, find_library(options.library));
   std::error_code failed;
-  const fs::path directory = fs::absolute(options.directory.empty() ? default_directory(machine.state->profile.view()) : options.directory, failed);
+  const fs::path directory = fs::absolute(
+      options.directory.empty() ? default_directory(machine.state->profile.view()) : options.directory,
+      failed);
   if (fs::exists(directory / "state.bin", failed)) {
     return Error(Errc::conflict, fmt::format("a twin is already up in {}", directory.string()),
                  fmt::format("bulkhead twin down --dir {}", directory.string()));
   }
   if (fs::exists(directory, failed) && !fs::is_empty(directory, failed) && !is_twin(directory)) {
-    return Error(Errc::conflict, fmt::format("{} is not empty and no twin", directory.string()), "choose another: --dir DIR");
+    return Error(Errc::conflict, fmt::format("{} is not empty and no twin", directory.string()),
+                 "choose another: --dir DIR");
   }
   fs::create_directories(directory / "lib", failed);
   if (failed) return errno_error(fmt::format("make directory {}", directory.string()), failed.value());
-  // The profile first: it marks the directory as a twin's, so that `down` may clear away what a failure leaves.
+  // The profile first: it marks the directory as a twin's, so that `down` may clear away what a failure
+  // leaves.
   BH_CHECK(write_file_atomic(directory / "profile.yaml", machine.yaml));
   fs::remove_all(directory / "root", failed);
   fs::remove_all(directory / "lost", failed);
   State& state = *machine.state;
   state.realtime = options.realtime ? 1 : 0;
-  state.boot_time_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(wall_now().time_since_epoch()).count());
+  state.boot_time_ns =
+      static_cast<std::uint64_t>(std::chrono::nanoseconds(wall_now().time_since_epoch()).count());
   state.last_step_host_ns = monotonic_ns();
   state.now_ns = 600'000'000'000;  // ten minutes after its boot, as proc/uptime says
   BH_CHECK(make_tree(directory / "root", machine.host, state));
   fs::remove(directory / "lib/libnvidia-ml.so.1", failed);
   fs::create_symlink(library, directory / "lib/libnvidia-ml.so.1", failed);
-  if (failed) return errno_error(fmt::format("link {}", (directory / "lib/libnvidia-ml.so.1").string()), failed.value());
+  if (failed)
+    return errno_error(fmt::format("link {}", (directory / "lib/libnvidia-ml.so.1").string()),
+                       failed.value());
   BH_CHECK(StateFile::create(directory / "state.bin", state));
   if (options.init) {
-    if (auto started = init::start(directory, {.fabric_manager_port = options.fabric_manager_port}); !started.ok()) {
+    if (auto started = init::start(directory, {.fabric_manager_port = options.fabric_manager_port});
+        !started.ok()) {
       static_cast<void>(down(directory));
       return std::move(started).error().in("start the twin's systemd");
     }
@@ -137,12 +156,13 @@ Result<fs::path> up(const UpOptions& options) {
 
 Status down(const fs::path& directory) {
   if (!is_twin(directory)) {
-    return Error(Errc::not_found, fmt::format("{} is no twin", directory.string()), "see: bulkhead twin list");
+    return Error(Errc::not_found, fmt::format("{} is no twin", directory.string()),
+                 "see: bulkhead twin list");
   }
   BH_CHECK(init::stop(directory));
   std::error_code failed;
-  // The state first: whoever holds the library open finds out at its next call, and the profile last, so that a
-  // second `down` can finish what an interrupted one began.
+  // The state first: whoever holds the library open finds out at its next call, and the profile last, so that
+  // a second `down` can finish what an interrupted one began.
   for (const char* part : {"state.bin", "lib", "lost", "root", "run"}) {
     fs::remove_all(directory / part, failed);
     if (failed) return errno_error(fmt::format("remove {}", (directory / part).string()), failed.value());
@@ -174,7 +194,8 @@ Result<Json> status(const fs::path& directory) {
     out["directory"] = directory.string();
     out["profile"] = s.profile.view();
     out["driver_version"] = s.driver_version.view();
-    out["clock"] = {{"follows_host", s.realtime != 0}, {"seconds_since_boot", static_cast<double>(s.now_ns) / 1e9}};
+    out["clock"] = {{"follows_host", s.realtime != 0},
+                    {"seconds_since_boot", static_cast<double>(s.now_ns) / 1e9}};
     out["boot_id"] = s.boot_id.view();
     out["gpus"] = Json::array();
     for (std::uint32_t g = 0; g < s.gpu_count; ++g) {
@@ -199,10 +220,19 @@ Result<Json> status(const fs::path& directory) {
       row["instances"] = Json::array();
       for (const auto& gi : gpu.instances) {
         if (gi.used == 0) continue;
-        Json instance = {{"id", gi.id}, {"profile", gi.profile_id}, {"start", gi.start}, {"size", gi.size}, {"half_made", gi.half_made != 0}};
+        Json instance = {{"id", gi.id},
+                         {"profile", gi.profile_id},
+                         {"start", gi.start},
+                         {"size", gi.size},
+                         {"half_made", gi.half_made != 0}};
         instance["compute"] = Json::array();
         for (const auto& ci : gi.compute) {
-          if (ci.used != 0) instance["compute"].push_back({{"id", ci.id}, {"profile", ci.profile}, {"start", ci.start}, {"size", ci.size}, {"uuid", ci.uuid.view()}});
+          if (ci.used != 0)
+            instance["compute"].push_back({{"id", ci.id},
+                                           {"profile", ci.profile},
+                                           {"start", ci.start},
+                                           {"size", ci.size},
+                                           {"uuid", ci.uuid.view()}});
         }
         row["instances"].push_back(std::move(instance));
       }
@@ -211,7 +241,9 @@ Result<Json> status(const fs::path& directory) {
     out["processes"] = Json::array();
     for (const auto& p : s.processes) {
       if (p.used == 0) continue;
-      Json row = {{"pid", p.pid}, {"name", printable(p.name.view())}, {"gpu", p.gpu}, {"memory_bytes", p.memory_bytes}, {"busy", p.busy}, {"simulated", p.start_time == 0}};
+      Json row = {{"pid", p.pid},   {"name", printable(p.name.view())},
+                  {"gpu", p.gpu},   {"memory_bytes", p.memory_bytes},
+                  {"busy", p.busy}, {"simulated", p.start_time == 0}};
       if (p.gpu_instance != none) row["gpu_instance"] = p.gpu_instance;
       if (p.compute_instance != none) row["compute_instance"] = p.compute_instance;
       out["processes"].push_back(std::move(row));
@@ -221,7 +253,8 @@ Result<Json> status(const fs::path& directory) {
       if (f.kind == FaultKind::nothing) continue;
       Json row = {{"kind", static_cast<unsigned>(f.kind)}};
       for (const auto& known : fault_names()) {
-        if (static_cast<std::size_t>(&known - fault_names().data()) + 1 == static_cast<std::size_t>(f.kind)) row["kind"] = known.name;
+        if (static_cast<std::size_t>(&known - fault_names().data()) + 1 == static_cast<std::size_t>(f.kind))
+          row["kind"] = known.name;
       }
       if (f.gpu != none) row["gpu"] = f.gpu;
       if (!f.function.view().empty()) row["function"] = f.function.view();
@@ -230,7 +263,11 @@ Result<Json> status(const fs::path& directory) {
     }
     out["units"] = Json::array();
     for (const auto& u : s.units) {
-      if (u.used != 0) out["units"].push_back({{"name", u.name.view()}, {"loaded", u.loaded != 0}, {"enabled", u.enabled != 0}, {"active", u.active != 0}});
+      if (u.used != 0)
+        out["units"].push_back({{"name", u.name.view()},
+                                {"loaded", u.loaded != 0},
+                                {"enabled", u.enabled != 0},
+                                {"active", u.active != 0}});
     }
   });
   out["init_pid"] = init::running(directory);
@@ -245,9 +282,12 @@ Status step(const fs::path& directory, std::uint64_t nanoseconds) {
 }
 
 Status load(const fs::path& directory, std::uint32_t gpu, const Load& wanted) {
-  if (wanted.busy && !(*wanted.busy >= 0 && *wanted.busy <= 1)) return Error(Errc::invalid, "busy is a share from 0 to 1");
-  if (wanted.watts && !(*wanted.watts >= 0 && *wanted.watts <= 2000)) return Error(Errc::invalid, "watts is a power from 0 to 2000");
-  if (wanted.inlet && !(*wanted.inlet >= -20 && *wanted.inlet <= 120)) return Error(Errc::invalid, "the inlet is a temperature from -20 to 120 C");
+  if (wanted.busy && !(*wanted.busy >= 0 && *wanted.busy <= 1))
+    return Error(Errc::invalid, "busy is a share from 0 to 1");
+  if (wanted.watts && !(*wanted.watts >= 0 && *wanted.watts <= 2000))
+    return Error(Errc::invalid, "watts is a power from 0 to 2000");
+  if (wanted.inlet && !(*wanted.inlet >= -20 && *wanted.inlet <= 120))
+    return Error(Errc::invalid, "the inlet is a temperature from -20 to 120 C");
   return change(directory, [&](State& state) -> Status {
     BH_CHECK(check_gpu(state, gpu));
     if (wanted.inlet) state.gpus[gpu].inlet = *wanted.inlet;
@@ -272,9 +312,11 @@ Result<std::uint32_t> attach(const fs::path& directory, const Attach& wanted) {
     process.pid = *wanted.pid;
     auto stat = read_file(fmt::format("/proc/{}/stat", *wanted.pid));
     if (!stat.ok()) return Error(Errc::not_found, fmt::format("no process {}", *wanted.pid));
-    // "pid (comm) S ppid ...": the name may contain anything, so fields are counted from its last parenthesis.
+    // "pid (comm) S ppid ...": the name may contain anything, so fields are counted from its last
+    // parenthesis.
     const auto open = stat->find('('), close = stat->rfind(')');
-    if (open == std::string::npos || close == std::string::npos) return Error(Errc::corrupt, fmt::format("/proc/{}/stat is unreadable", *wanted.pid));
+    if (open == std::string::npos || close == std::string::npos)
+      return Error(Errc::corrupt, fmt::format("/proc/{}/stat is unreadable", *wanted.pid));
     if (name.empty()) name = stat->substr(open + 1, close - open - 1);
     const auto fields = split(std::string_view(*stat).substr(close + 2), ' ');
     if (fields.size() > 19) process.start_time = parse_u64(fields[19]).value_or(0);
@@ -287,18 +329,26 @@ Result<std::uint32_t> attach(const fs::path& directory, const Attach& wanted) {
     const Gpu& gpu = state.gpus[wanted.gpu];
     if (gpu.mig_current != 0) {
       if (wanted.gpu_instance == none || wanted.compute_instance == none) {
-        return Error(Errc::invalid, fmt::format("GPU {} is in MIG mode: a process runs on a compute instance", wanted.gpu), "name it: GPU:GI:CI");
+        return Error(Errc::invalid,
+                     fmt::format("GPU {} is in MIG mode: a process runs on a compute instance", wanted.gpu),
+                     "name it: GPU:GI:CI");
       }
-      const auto found = std::any_of(std::begin(gpu.instances), std::end(gpu.instances), [&](const GpuInstance& gi) {
-        return gi.used != 0 && gi.id == wanted.gpu_instance &&
-               std::any_of(std::begin(gi.compute), std::end(gi.compute), [&](const ComputeInstance& ci) { return ci.used != 0 && ci.id == wanted.compute_instance; });
-      });
-      if (!found) return Error(Errc::not_found, fmt::format("GPU {} has no compute instance {}:{}", wanted.gpu, wanted.gpu_instance, wanted.compute_instance));
+      const auto found =
+          std::any_of(std::begin(gpu.instances), std::end(gpu.instances), [&](const GpuInstance& gi) {
+            return gi.used != 0 && gi.id == wanted.gpu_instance &&
+                   std::any_of(std::begin(gi.compute), std::end(gi.compute), [&](const ComputeInstance& ci) {
+                     return ci.used != 0 && ci.id == wanted.compute_instance;
+                   });
+          });
+      if (!found)
+        return Error(Errc::not_found, fmt::format("GPU {} has no compute instance {}:{}", wanted.gpu,
+                                                  wanted.gpu_instance, wanted.compute_instance));
     } else if (wanted.gpu_instance != none) {
       return Error(Errc::invalid, fmt::format("GPU {} is not in MIG mode", wanted.gpu));
     }
     if (pid == 0) {
-      // Numbers that no process of this machine has: above the kernel's highest, so that nobody signals a stranger.
+      // Numbers that no process of this machine has: above the kernel's highest, so that nobody signals a
+      // stranger.
       pid = 4194305;
       for (const auto& other : state.processes) {
         if (other.used != 0 && other.pid >= pid) pid = other.pid + 1;
@@ -329,14 +379,16 @@ Status detach(const fs::path& directory, std::optional<std::uint32_t> pid) {
   });
 }
 
-Status xid(const fs::path& directory, std::uint32_t gpu, std::uint32_t code, std::optional<std::uint32_t> pid) {
+Status xid(const fs::path& directory, std::uint32_t gpu, std::uint32_t code,
+           std::optional<std::uint32_t> pid) {
   return change(directory, [&](State& state) -> Status {
     BH_CHECK(check_gpu(state, gpu));
     const Process* culprit = nullptr;
     for (const auto& process : state.processes) {
       if (pid && process.used != 0 && process.gpu == gpu && process.pid == *pid) culprit = &process;
     }
-    if (pid && culprit == nullptr) return Error(Errc::not_found, fmt::format("process {} is not on GPU {}", *pid, gpu));
+    if (pid && culprit == nullptr)
+      return Error(Errc::not_found, fmt::format("process {} is not on GPU {}", *pid, gpu));
     Event& event = add_event(state, gpu, code);
     if (culprit != nullptr) {
       event.pid = culprit->pid;
@@ -368,18 +420,21 @@ const std::vector<FaultName>& fault_names() {
 
 Status break_it(const fs::path& directory, const FaultRequest& request) {
   const auto& names = fault_names();
-  const auto found = std::find_if(names.begin(), names.end(), [&](const FaultName& f) { return f.name == request.name; });
+  const auto found =
+      std::find_if(names.begin(), names.end(), [&](const FaultName& f) { return f.name == request.name; });
   if (found == names.end()) {
     std::vector<std::string_view> known;
     for (const auto& f : names) known.push_back(f.name);
     const auto meant = closest(request.name, known);
-    return Error(Errc::invalid, fmt::format("no fault {}", printable(request.name)), meant.empty() ? "see: bulkhead twin break --list" : fmt::format("did you mean {}?", meant));
+    return Error(Errc::invalid, fmt::format("no fault {}", printable(request.name)),
+                 meant.empty() ? "see: bulkhead twin break --list" : fmt::format("did you mean {}?", meant));
   }
   const bool ecc = request.name == "ecc";
   const auto kind = static_cast<FaultKind>(found - names.begin() + 1);
   const bool wants_function = kind >= FaultKind::fail_call && kind <= FaultKind::kill_after;
   if (wants_function && !request.function.starts_with("nvml")) {
-    return Error(Errc::invalid, fmt::format("{} needs the NVML function it is about", request.name), "--function nvmlDeviceCreateGpuInstanceWithPlacement");
+    return Error(Errc::invalid, fmt::format("{} needs the NVML function it is about", request.name),
+                 "--function nvmlDeviceCreateGpuInstanceWithPlacement");
   }
   const bool wants_gpu = kind == FaultKind::lost_from_nvml || kind == FaultKind::off_the_bus || ecc;
   auto changed = change(directory, [&](State& state) -> Status {
@@ -398,23 +453,30 @@ Status break_it(const fs::path& directory, const FaultRequest& request) {
     for (auto& fault : state.faults) {
       if (fault.kind == FaultKind::nothing && slot == nullptr) slot = &fault;
     }
-    if (slot == nullptr) return Error(Errc::no_capacity, fmt::format("at most {} faults at a time", max_faults), "bulkhead twin mend");
+    if (slot == nullptr)
+      return Error(Errc::no_capacity, fmt::format("at most {} faults at a time", max_faults),
+                   "bulkhead twin mend");
     *slot = Fault{};
     slot->kind = kind;
     slot->gpu = request.gpu;
     slot->function.set(request.function);
     slot->code = request.code;
     slot->remaining = request.times;
-    slot->delay_ms = request.delay_ms != 0 ? request.delay_ms : kind == FaultKind::hang_call ? 86400000 : 5000;
+    slot->delay_ms = request.delay_ms != 0          ? request.delay_ms
+                     : kind == FaultKind::hang_call ? 86400000
+                                                    : 5000;
     switch (kind) {
-      case FaultKind::lost_from_nvml: state.gpus[request.gpu].in_nvml = 0; break;
+      case FaultKind::lost_from_nvml:
+        state.gpus[request.gpu].in_nvml = 0;
+        break;
       case FaultKind::off_the_bus:
         state.gpus[request.gpu].on_pci = 0;
         add_event(state, request.gpu, 79);
         break;
       case FaultKind::fabric_lost:
         for (std::uint32_t g = 0; g < state.gpu_count; ++g) {
-          if (state.gpus[g].fabric_state != 0 && (request.gpu == none || request.gpu == g)) state.gpus[g].fabric_state = 1;  // NOT_STARTED
+          if (state.gpus[g].fabric_state != 0 && (request.gpu == none || request.gpu == g))
+            state.gpus[g].fabric_state = 1;  // NOT_STARTED
         }
         for (auto& unit : state.units) {
           if (unit.used != 0 && unit.name.view().starts_with("nvidia-fabricmanager")) {
@@ -423,7 +485,8 @@ Status break_it(const fs::path& directory, const FaultRequest& request) {
           }
         }
         break;
-      default: break;
+      default:
+        break;
     }
     return ok_status();
   });
@@ -436,22 +499,29 @@ Status mend(const fs::path& directory, const std::string& name, std::uint32_t gp
   const auto& names = fault_names();
   FaultKind kind = FaultKind::nothing;
   if (!name.empty()) {
-    const auto found = std::find_if(names.begin(), names.end(), [&](const FaultName& f) { return f.name == name; });
-    if (found == names.end()) return Error(Errc::invalid, fmt::format("no fault {}", printable(name)), "see: bulkhead twin break --list");
+    const auto found =
+        std::find_if(names.begin(), names.end(), [&](const FaultName& f) { return f.name == name; });
+    if (found == names.end())
+      return Error(Errc::invalid, fmt::format("no fault {}", printable(name)),
+                   "see: bulkhead twin break --list");
     kind = static_cast<FaultKind>(found - names.begin() + 1);
   }
   const bool ecc = name.empty() || name == "ecc";
   bool systemd_back = false;
   auto changed = change(directory, [&](State& state) -> Status {
     for (auto& fault : state.faults) {
-      if (fault.kind == FaultKind::nothing || (!name.empty() && fault.kind != kind) || (gpu != none && fault.gpu != gpu)) continue;
+      if (fault.kind == FaultKind::nothing || (!name.empty() && fault.kind != kind) ||
+          (gpu != none && fault.gpu != gpu))
+        continue;
       const auto each = [&](auto&& act) {
         for (std::uint32_t g = 0; g < state.gpu_count; ++g) {
           if (fault.gpu == none || fault.gpu == g) act(state.gpus[g]);
         }
       };
       switch (fault.kind) {
-        case FaultKind::lost_from_nvml: each([](Gpu& g) { g.in_nvml = 1; }); break;
+        case FaultKind::lost_from_nvml:
+          each([](Gpu& g) { g.in_nvml = 1; });
+          break;
         case FaultKind::off_the_bus:
           each([](Gpu& g) {
             if (g.on_pci == 0) ++g.generation;
@@ -474,8 +544,11 @@ Status mend(const fs::path& directory, const std::string& name, std::uint32_t gp
             for (auto& gi : g.instances) gi.half_made = 0;
           });
           break;
-        case FaultKind::no_systemd: systemd_back = true; break;
-        default: break;
+        case FaultKind::no_systemd:
+          systemd_back = true;
+          break;
+        default:
+          break;
       }
       fault = Fault{};
     }

@@ -1,5 +1,6 @@
 // Life of a twin: make it, change its world, run programs in it, take it away. A twin is a directory D with
-// D/state.bin, D/root (the host's files), D/lib/libnvidia-ml.so.1 and D/profile.yaml; nothing else is remembered.
+// D/state.bin, D/root (the host's files), D/lib/libnvidia-ml.so.1 and D/profile.yaml; nothing else is
+// remembered.
 #pragma once
 
 #include <cstdint>
@@ -12,20 +13,22 @@
 
 #include "base/json.hpp"
 #include "base/result.hpp"
+#include "twin/ask/ask.hpp"
 #include "twin/profile/profile.hpp"
 #include "twin/state/state.hpp"
 
 namespace bulkhead::twin {
 
 struct UpOptions {
-  std::string profile = {};                  // a name of profiles(), or
-  std::filesystem::path profile_file = {};   // a file of one's own
-  std::filesystem::path directory = {};      // empty: default_directory(profile)
-  std::filesystem::path library = {};        // empty: libnvidia-ml.so.1 beside the program or in ../lib/bulkhead/twin
-  std::uint64_t seed = 1;                    // decides UUIDs and serial numbers
-  bool realtime = true;                      // false: time moves by step() only
-  bool init = true;                          // start the pretend systemd
-  unsigned fabric_manager_port = 0;          // TCP port on which the pretend Fabric Manager listens; 0: none
+  std::string profile = {};                 // a name of profiles(), or
+  std::filesystem::path profile_file = {};  // a file of one's own
+  std::filesystem::path directory = {};     // empty: default_directory(profile)
+  std::filesystem::path library =
+      {};                            // empty: libnvidia-ml.so.1 beside the program or in ../lib/bulkhead/twin
+  std::uint64_t seed = 1;            // decides UUIDs and serial numbers
+  bool realtime = true;              // false: time moves by step() only
+  bool init = true;                  // start the pretend systemd
+  unsigned fabric_manager_port = 0;  // TCP port on which the pretend Fabric Manager listens; 0: none
 };
 
 // $XDG_RUNTIME_DIR, else /run where it may be written, else /tmp; then bulkhead/twin/NAME.
@@ -49,7 +52,8 @@ Result<std::unique_ptr<StateFile>> open_twin(const std::filesystem::path& direct
 // Everything a person may want to see of a twin.
 Result<Json> status(const std::filesystem::path& directory);
 
-// ---- the world ---------------------------------------------------------------------------------------------------
+// ---- the world
+// ---------------------------------------------------------------------------------------------------
 Status step(const std::filesystem::path& directory, std::uint64_t nanoseconds);
 
 struct Load {
@@ -73,17 +77,19 @@ Result<std::uint32_t> attach(const std::filesystem::path& directory, const Attac
 Status detach(const std::filesystem::path& directory, std::optional<std::uint32_t> pid);
 
 // An XID: an event for NVML's event sets and a line in the kernel log.
-Status xid(const std::filesystem::path& directory, std::uint32_t gpu, std::uint32_t code, std::optional<std::uint32_t> pid);
+Status xid(const std::filesystem::path& directory, std::uint32_t gpu, std::uint32_t code,
+           std::optional<std::uint32_t> pid);
 
-// ---- faults ------------------------------------------------------------------------------------------------------
+// ---- faults
+// ------------------------------------------------------------------------------------------------------
 struct FaultRequest {
-  std::string name = {};               // of fault_names()
-  std::uint32_t gpu = none;            // none: every GPU
-  std::string function = {};           // for the *-call and kill-* faults: an NVML function
-  std::int32_t code = 999;             // for fail-call: the nvmlReturn_t to answer
-  std::uint64_t delay_ms = 0;          // for hang-call and slow-destroy
-  std::uint32_t times = none;          // how often; none: until mended
-  std::uint64_t count = 1;             // for ecc: how many errors
+  std::string name = {};       // of fault_names()
+  std::uint32_t gpu = none;    // none: every GPU
+  std::string function = {};   // for the *-call and kill-* faults: an NVML function
+  std::int32_t code = 999;     // for fail-call: the nvmlReturn_t to answer
+  std::uint64_t delay_ms = 0;  // for hang-call and slow-destroy
+  std::uint32_t times = none;  // how often; none: until mended
+  std::uint64_t count = 1;     // for ecc: how many errors
 };
 struct FaultName {
   std::string_view name, summary;
@@ -93,13 +99,30 @@ Status break_it(const std::filesystem::path& directory, const FaultRequest& requ
 // Empty name: everything is mended. A lost GPU comes back as after a reset.
 Status mend(const std::filesystem::path& directory, const std::string& name, std::uint32_t gpu);
 
-// ---- programs ----------------------------------------------------------------------------------------------------
-// Runs a program in the twin and returns its exit code (128 + signal when killed). As root in a mount namespace of
-// its own, where the twin's /sys, /proc entries, /dev/nvidia* and systemd socket lie over the real ones, so that
-// every program sees them, also those that make raw system calls; otherwise by library path alone.
+// ---- programs
+// ---------------------------------------------------------------------------------------------------- Runs a
+// program in the twin and returns its exit code (128 + signal when killed). As root in a mount namespace of
+// its own, where the twin's /sys, /proc entries, /dev/nvidia* and systemd socket lie over the real ones, so
+// that every program sees them, also those that make raw system calls; otherwise by library path alone.
 Result<int> run(const std::filesystem::path& directory, const std::vector<std::string>& command);
 
 // The environment that `run` adds, as NAME=value.
 std::vector<std::string> environment(const std::filesystem::path& directory);
+
+// ---- truth
+// -------------------------------------------------------------------------------------------------------
+struct CompareOptions {
+  std::string profile = {};
+  std::filesystem::path real = "libnvidia-ml.so.1";  // by the loader's rules, or a path
+  std::filesystem::path recording = {};              // instead of a real library: a recorded answer (JSON)
+  std::filesystem::path library = {};                // the twin's, as for up()
+  unsigned gpu = 0;                                  // of the real machine; the twin's is always its first
+};
+struct Comparison {
+  std::size_t asked = 0;
+  std::vector<Difference> differences = {};
+};
+// Asks the real library and a fresh twin the same read-only questions.
+Result<Comparison> compare_with_real(const CompareOptions& options);
 
 }  // namespace bulkhead::twin

@@ -35,10 +35,16 @@ class Twin : public testing::Test {
   }
   void TearDown() override { fs::remove_all(base_); }
   void bring_up(const std::string& profile, bool realtime = false) {
-    const auto made = up({.profile = profile, .directory = directory_, .library = "/proc/self/exe", .realtime = realtime, .init = false});
+    const auto made = up({.profile = profile,
+                          .directory = directory_,
+                          .library = "/proc/self/exe",
+                          .realtime = realtime,
+                          .init = false});
     ASSERT_TRUE(made.ok()) << made.error().message();
   }
-  std::string text(const std::string& path) const { return read_trimmed(directory_ / "root" / path).value_or("(unreadable: " + path + ")"); }
+  std::string text(const std::string& path) const {
+    return read_trimmed(directory_ / "root" / path).value_or("(unreadable: " + path + ")");
+  }
   void edit(const std::function<void(State&)>& change) {
     auto file = open_twin(directory_);
     ASSERT_TRUE(file.ok());
@@ -61,7 +67,8 @@ TEST_F(Twin, ComesUpAndGoesDownLeavingNothing) {
   EXPECT_TRUE(fs::exists(directory_ / "state.bin"));
   EXPECT_TRUE(fs::is_symlink(directory_ / "lib/libnvidia-ml.so.1"));
   EXPECT_EQ(state()["gpus"].size(), 1U);
-  const auto again = up({.profile = "h100-vm", .directory = directory_, .library = "/proc/self/exe", .init = false});
+  const auto again =
+      up({.profile = "h100-vm", .directory = directory_, .library = "/proc/self/exe", .init = false});
   ASSERT_FALSE(again.ok());
   EXPECT_EQ(again.error().code(), Errc::conflict);
   ASSERT_TRUE(down(directory_).ok());
@@ -74,7 +81,8 @@ TEST_F(Twin, DownNeverRemovesADirectoryThatIsNoTwin) {
   std::ofstream(directory_ / "thesis.txt") << "years of work";
   EXPECT_FALSE(down(directory_).ok());
   EXPECT_TRUE(fs::exists(directory_ / "thesis.txt"));
-  const auto made = up({.profile = "h100-vm", .directory = directory_, .library = "/proc/self/exe", .init = false});
+  const auto made =
+      up({.profile = "h100-vm", .directory = directory_, .library = "/proc/self/exe", .init = false});
   ASSERT_FALSE(made.ok());
   EXPECT_TRUE(fs::exists(directory_ / "thesis.txt"));
 }
@@ -84,24 +92,49 @@ TEST_F(Twin, TheVirtualMachineShowsTheFilesThatWereRead) {
   const std::string gpu = "sys/bus/pci/devices/0000:00:06.0/";
   // hosts/h100-sxm-80gb.json, "sysfs" and "proc".
   const std::map<std::string, std::string> read = {
-      {"vendor", "0x10de"}, {"device", "0x2330"}, {"subsystem_vendor", "0x10de"}, {"subsystem_device", "0x16c1"}, {"class", "0x030200"},
-      {"revision", "0xa1"}, {"numa_node", "-1"}, {"local_cpulist", "0-15"}, {"local_cpus", "ffff"}, {"irq", "41"}, {"enable", "1"}, {"power_state", "D0"},
-      {"max_link_speed", "32.0 GT/s PCIe"}, {"current_link_width", "16"}, {"driver_override", "(null)"}, {"d3cold_allowed", "1"}, {"reset_method", "flr"},
-      {"ari_enabled", "0"}, {"msi_bus", "1"}, {"broken_parity_status", "0"}, {"dma_mask_bits", "52"}, {"consistent_dma_mask_bits", "52"},
+      {"vendor", "0x10de"},
+      {"device", "0x2330"},
+      {"subsystem_vendor", "0x10de"},
+      {"subsystem_device", "0x16c1"},
+      {"class", "0x030200"},
+      {"revision", "0xa1"},
+      {"numa_node", "-1"},
+      {"local_cpulist", "0-15"},
+      {"local_cpus", "ffff"},
+      {"irq", "41"},
+      {"enable", "1"},
+      {"power_state", "D0"},
+      {"max_link_speed", "32.0 GT/s PCIe"},
+      {"current_link_width", "16"},
+      {"driver_override", "(null)"},
+      {"d3cold_allowed", "1"},
+      {"reset_method", "flr"},
+      {"ari_enabled", "0"},
+      {"msi_bus", "1"},
+      {"broken_parity_status", "0"},
+      {"dma_mask_bits", "52"},
+      {"consistent_dma_mask_bits", "52"},
       {"modalias", "pci:v000010DEd00002330sv000010DEsd000016C1bc03sc02i00"},
-      {"resource", "0x0000102002000000 0x0000102002ffffff 0x000000000014220c\n0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
-                   "0x0000100000000000 0x0000101fffffffff 0x000000000014220c\n0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
-                   "0x0000102000000000 0x0000102001ffffff 0x000000000014220c\n0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
-                   "0x0000000000000000 0x0000000000000000 0x0000000000000000"}};
+      {"resource",
+       "0x0000102002000000 0x0000102002ffffff 0x000000000014220c\n0x0000000000000000 0x0000000000000000 "
+       "0x0000000000000000\n"
+       "0x0000100000000000 0x0000101fffffffff 0x000000000014220c\n0x0000000000000000 0x0000000000000000 "
+       "0x0000000000000000\n"
+       "0x0000102000000000 0x0000102001ffffff 0x000000000014220c\n0x0000000000000000 0x0000000000000000 "
+       "0x0000000000000000\n"
+       "0x0000000000000000 0x0000000000000000 0x0000000000000000"}};
   for (const auto& [file, value] : read) EXPECT_EQ(text(gpu + file), value) << file;
   EXPECT_FALSE(fs::exists(directory_ / "root" / (gpu + "iommu_group")));
   EXPECT_FALSE(fs::exists(directory_ / "root" / (gpu + "sriov_totalvfs")));
   const auto information = text("proc/driver/nvidia/gpus/0000:00:06.0/information");
-  EXPECT_NE(information.find("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 41\n"), std::string::npos) << information;
+  EXPECT_NE(information.find("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 41\n"), std::string::npos)
+      << information;
   EXPECT_NE(information.find("Video BIOS: \t 96.00.da.00.0c\n"), std::string::npos);
   EXPECT_NE(text("proc/driver/nvidia/params").find("NvLinkDisable: 1"), std::string::npos);
-  EXPECT_EQ(text("proc/driver/nvidia/capabilities/mig/config"), "DeviceFileMinor: 1\nDeviceFileMode: 256\nDeviceFileModify: 1");
-  EXPECT_EQ(text("proc/driver/nvidia/capabilities/fabric-imex-mgmt"), "DeviceFileMinor: 4323\nDeviceFileMode: 256\nDeviceFileModify: 1");
+  EXPECT_EQ(text("proc/driver/nvidia/capabilities/mig/config"),
+            "DeviceFileMinor: 1\nDeviceFileMode: 256\nDeviceFileModify: 1");
+  EXPECT_EQ(text("proc/driver/nvidia/capabilities/fabric-imex-mgmt"),
+            "DeviceFileMinor: 4323\nDeviceFileMode: 256\nDeviceFileModify: 1");
 }
 
 TEST_F(Twin, AddressesOverlapNowhereAndBridgesForwardWhatIsBehindThem) {
@@ -139,15 +172,22 @@ TEST_F(Twin, AddressesOverlapNowhereAndBridgesForwardWhatIsBehindThem) {
         if (!bridge) taken.emplace_back(first, last);
         if (!has_bridge) continue;
         bool forwarded = false;
-        for (const auto& [low, high] : ranges_of(above)) forwarded = forwarded || (low <= first && last <= high);
-        EXPECT_TRUE(forwarded) << profile.name << " " << name << " outside the windows of " << above.filename();
+        for (const auto& [low, high] : ranges_of(above))
+          forwarded = forwarded || (low <= first && last <= high);
+        EXPECT_TRUE(forwarded) << profile.name << " " << name << " outside the windows of "
+                               << above.filename();
       }
       // Whoever has a driver is listed there, and the group knows its member.
-      if (fs::exists(real / "driver")) { EXPECT_TRUE(fs::exists(real / "driver" / name)) << name; }
-      if (fs::exists(real / "iommu_group")) { EXPECT_EQ(fs::canonical(real / "iommu_group/devices" / name), real); }
+      if (fs::exists(real / "driver")) {
+        EXPECT_TRUE(fs::exists(real / "driver" / name)) << name;
+      }
+      if (fs::exists(real / "iommu_group")) {
+        EXPECT_EQ(fs::canonical(real / "iommu_group/devices" / name), real);
+      }
     }
     std::sort(taken.begin(), taken.end());
-    for (std::size_t i = 1; i < taken.size(); ++i) EXPECT_GT(taken[i].first, taken[i - 1].second) << profile.name;
+    for (std::size_t i = 1; i < taken.size(); ++i)
+      EXPECT_GT(taken[i].first, taken[i - 1].second) << profile.name;
   }
 }
 
@@ -162,7 +202,8 @@ TEST_F(Twin, InstancesAppearAmongTheCapabilitiesWithTheirMinorsAndGoAgain) {
     gi.compute[0].id = 2;
   });
   const std::string gi = "proc/driver/nvidia/capabilities/gpu0/mig/gi9/";
-  EXPECT_EQ(text(gi + "access"), "DeviceFileMinor: 84\nDeviceFileMode: 292\nDeviceFileModify: 1");  // 3 + 9 * 9
+  EXPECT_EQ(text(gi + "access"),
+            "DeviceFileMinor: 84\nDeviceFileMode: 292\nDeviceFileModify: 1");  // 3 + 9 * 9
   EXPECT_EQ(text(gi + "ci2/access"), "DeviceFileMinor: 87\nDeviceFileMode: 292\nDeviceFileModify: 1");
   EXPECT_NE(text("proc/driver/nvidia-caps/mig-minors").find("gpu0/gi9/ci2/access 87\n"), std::string::npos);
   edit([](State& s) { s.gpus[0].instances[3].compute[0].used = 0; });
@@ -229,7 +270,8 @@ TEST_F(Twin, ASteppedClockMovesOnlyByStepsAndARealtimeOneByItself) {
 
 TEST_F(Twin, ASimulatedProcessHasTheFilesAHolderIsNamedByAndLosesThem) {
   bring_up("h100-vm");
-  const auto pid = attach(directory_, {.gpu = 0, .name = "train (x) y", .memory_bytes = 1U << 30U, .busy = 0.5});
+  const auto pid =
+      attach(directory_, {.gpu = 0, .name = "train (x) y", .memory_bytes = 1U << 30U, .busy = 0.5});
   ASSERT_TRUE(pid.ok()) << pid.error().message();
   EXPECT_GT(*pid, 4194304U) << "a number some real process could have";
   const std::string proc = fmt::format("proc/{}/", *pid);
@@ -271,7 +313,11 @@ TEST_F(Twin, AGpuOffTheBusReadsAllOnesLogsXid79AndComesBackByteForByte) {
   ASSERT_TRUE(break_it(directory_, {.name = "off-the-bus", .gpu = 0}).ok());
   EXPECT_EQ(*read_file(device / "config"), std::string(4096, '\xff'));
   EXPECT_EQ(read_trimmed(device / "current_link_speed").value_or(""), "Unknown");
-  EXPECT_NE(text("var/log/kern.log").find("NVRM: Xid (PCI:0000:00:06): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."), std::string::npos);
+  EXPECT_NE(
+      text("var/log/kern.log")
+          .find(
+              "NVRM: Xid (PCI:0000:00:06): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."),
+      std::string::npos);
   EXPECT_NE(text("dev/kmsg").find("Xid (PCI:0000:00:06): 79"), std::string::npos);
   ASSERT_TRUE(mend(directory_, "", none).ok());
   EXPECT_EQ(*read_file(device / "config"), *config);
@@ -291,7 +337,8 @@ TEST_F(Twin, EveryFaultIsTakenBackByMend) {
     }
     ASSERT_TRUE(break_it(directory_, request).ok()) << fault.name;
     EXPECT_EQ(state()["faults"][0]["kind"], fault.name);
-    if (fault.name == "no-systemd") {  // mending it starts the pretend systemd: the twin itself does that elsewhere
+    if (fault.name ==
+        "no-systemd") {  // mending it starts the pretend systemd: the twin itself does that elsewhere
       edit([](State& s) { s.faults[0] = Fault{}; });
       continue;
     }
@@ -309,7 +356,9 @@ TEST_F(Twin, AnXidNamesItsProcessInTheKernelLog) {
   const auto pid = attach(directory_, {.gpu = 0, .name = "train"});
   ASSERT_TRUE(pid.ok());
   ASSERT_TRUE(xid(directory_, 0, 31, *pid).ok());
-  EXPECT_NE(text("var/log/kern.log").find(fmt::format("NVRM: Xid (PCI:0000:00:06): 31, pid={}, name=train, Ch ", *pid)), std::string::npos);
+  EXPECT_NE(text("var/log/kern.log")
+                .find(fmt::format("NVRM: Xid (PCI:0000:00:06): 31, pid={}, name=train, Ch ", *pid)),
+            std::string::npos);
   EXPECT_FALSE(xid(directory_, 0, 31, 1).ok());
   EXPECT_FALSE(xid(directory_, 5, 31, std::nullopt).ok());
 }
@@ -317,8 +366,10 @@ TEST_F(Twin, AnXidNamesItsProcessInTheKernelLog) {
 TEST_F(Twin, UpdateGrubWritesTheBootMenuBelowItsOwnRoot) {
   bring_up("h100-vm");
   const fs::path root = directory_ / "root";
-  std::ofstream(root / "etc/default/grub.d/50-bulkhead.cfg") << "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX intel_iommu=on iommu=pt\"\n";
-  ASSERT_EQ(std::system(fmt::format("'{}' 2>/dev/null", (root / "usr/sbin/update-grub").string()).c_str()), 0);
+  std::ofstream(root / "etc/default/grub.d/50-bulkhead.cfg")
+      << "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX intel_iommu=on iommu=pt\"\n";
+  ASSERT_EQ(std::system(fmt::format("'{}' 2>/dev/null", (root / "usr/sbin/update-grub").string()).c_str()),
+            0);
   EXPECT_NE(text("boot/grub/grub.cfg").find(" intel_iommu=on iommu=pt"), std::string::npos);
   EXPECT_EQ(text("proc/cmdline").find("intel_iommu"), std::string::npos) << "not before a reboot";
 }
@@ -326,10 +377,13 @@ TEST_F(Twin, UpdateGrubWritesTheBootMenuBelowItsOwnRoot) {
 TEST_F(Twin, ARunProgramSeesTheTwinAndItsExitCodeComesBack) {
   bring_up("h100-vm");
   const fs::path seen = base_ / "seen";
-  auto code = run(directory_, {"sh", "-c", fmt::format("echo $BULKHEAD_TWIN $BULKHEAD_ROOT > {}; exit 7", seen.string())});
+  auto code =
+      run(directory_,
+          {"sh", "-c", fmt::format("echo $BULKHEAD_TWIN $BULKHEAD_ROOT > {}; exit 7", seen.string())});
   ASSERT_TRUE(code.ok()) << code.error().message();
   EXPECT_EQ(*code, 7);
-  EXPECT_EQ(read_trimmed(seen).value_or(""), fmt::format("{} {}", directory_.string(), (directory_ / "root").string()));
+  EXPECT_EQ(read_trimmed(seen).value_or(""),
+            fmt::format("{} {}", directory_.string(), (directory_ / "root").string()));
   code = run(directory_, {"sh", "-c", "kill -9 $$"});
   ASSERT_TRUE(code.ok());
   EXPECT_EQ(*code, 128 + SIGKILL);
@@ -344,10 +398,16 @@ TEST_F(Twin, AsRootAProgramSeesTheTwinsFilesUnderTheirRealNamesAndNobodyElseDoes
   bring_up("h100-vm");
   const fs::path seen = base_ / "seen";
   const std::string before = read_trimmed("/proc/cmdline").value_or("");
-  const auto code = run(directory_, {"sh", "-c", fmt::format("cat /proc/cmdline /sys/bus/pci/devices/0000:00:06.0/device > {}; ls /dev/nvidia0 /dev/null >> {}", seen.string(), seen.string())});
+  const auto code = run(
+      directory_,
+      {"sh", "-c",
+       fmt::format(
+           "cat /proc/cmdline /sys/bus/pci/devices/0000:00:06.0/device > {}; ls /dev/nvidia0 /dev/null >> {}",
+           seen.string(), seen.string())});
   ASSERT_TRUE(code.ok()) << code.error().message();
   if (*code != 0) GTEST_SKIP() << "this container may not mount";
-  EXPECT_EQ(read_trimmed(seen).value_or(""), "console=hvc0 root=/dev/vda ro\n0x2330\n/dev/null\n/dev/nvidia0");
+  EXPECT_EQ(read_trimmed(seen).value_or(""),
+            "console=hvc0 root=/dev/vda ro\n0x2330\n/dev/null\n/dev/nvidia0");
   EXPECT_EQ(read_trimmed("/proc/cmdline").value_or(""), before);
 }
 

@@ -23,7 +23,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// Why the child could not start, told to the parent through a close-on-exec pipe: an empty pipe is a started program.
+// Why the child could not start, told to the parent through a close-on-exec pipe: an empty pipe is a started
+// program.
 struct Failure {
   int err;
   char what[200];
@@ -37,14 +38,17 @@ struct Failure {
   ::_exit(127);
 }
 
-bool bind(const fs::path& from, const fs::path& over) { return ::mount(from.c_str(), over.c_str(), nullptr, MS_BIND | MS_REC, nullptr) == 0; }
+bool bind(const fs::path& from, const fs::path& over) {
+  return ::mount(from.c_str(), over.c_str(), nullptr, MS_BIND | MS_REC, nullptr) == 0;
+}
 
-// The twin's files over the real ones. Only what exists on both sides can be covered: /proc cannot grow entries, so
-// /proc/driver is covered whole.
+// The twin's files over the real ones. Only what exists on both sides can be covered: /proc cannot grow
+// entries, so /proc/driver is covered whole.
 std::string cover(const fs::path& root) {
   if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return "make mounts private";
-  for (const char* entry : {"driver", "devices", "modules", "cmdline", "meminfo", "cpuinfo", "iomem", "interrupts", "version", "uptime",
-                            "sys/kernel/osrelease", "sys/kernel/hostname", "sys/kernel/tainted", "sys/kernel/random/boot_id"}) {
+  for (const char* entry : {"driver", "devices", "modules", "cmdline", "meminfo", "cpuinfo", "iomem",
+                            "interrupts", "version", "uptime", "sys/kernel/osrelease", "sys/kernel/hostname",
+                            "sys/kernel/tainted", "sys/kernel/random/boot_id"}) {
     const fs::path over = fs::path("/proc") / entry;
     struct stat info {};
     if (::stat(over.c_str(), &info) != 0 || ::stat((root / "proc" / entry).c_str(), &info) != 0) continue;
@@ -108,7 +112,8 @@ std::vector<std::string> environment(const fs::path& directory) {
 }
 
 Result<int> run(const fs::path& directory, const std::vector<std::string>& command) {
-  if (command.empty()) return Error(Errc::invalid, "no program to run", "bulkhead twin run PROFILE -- nvidia-smi -L");
+  if (command.empty())
+    return Error(Errc::invalid, "no program to run", "bulkhead twin run PROFILE -- nvidia-smi -L");
   BH_TRY(const auto checked, open_twin(directory));
   std::error_code failed;
   const fs::path root = fs::absolute(directory / "root", failed);
@@ -122,7 +127,8 @@ Result<int> run(const fs::path& directory, const std::vector<std::string>& comma
   if (child == 0) {
     if (::geteuid() == 0) {
       if (::unshare(CLONE_NEWNS) != 0) {
-        // A container without the right to make namespaces: the library path still serves everything that uses NVML.
+        // A container without the right to make namespaces: the library path still serves everything that
+        // uses NVML.
         if (errno != EPERM) give_up(writer.get(), "make a mount namespace", errno);
       } else if (const auto what = cover(root); !what.empty()) {
         give_up(writer.get(), what, errno);
@@ -133,14 +139,16 @@ Result<int> run(const fs::path& directory, const std::vector<std::string>& comma
       ::setenv(entry.substr(0, equals).c_str(), entry.substr(equals + 1).c_str(), 1);
     }
     std::vector<char*> argv;
-    for (const auto& word : command) argv.push_back(const_cast<char*>(word.c_str()));  // execvp's old signature
+    for (const auto& word : command)
+      argv.push_back(const_cast<char*>(word.c_str()));  // execvp's old signature
     argv.push_back(nullptr);
     ::execvp(argv[0], argv.data());
     give_up(writer.get(), command[0], errno);
   }
   writer.reset();
   // The terminal's interrupt goes to the whole foreground group: the program decides, we wait for it.
-  struct sigaction ignore {}, before_int{}, before_quit{};
+  struct sigaction ignore {
+  }, before_int{}, before_quit{};
   ignore.sa_handler = SIG_IGN;
   ::sigaction(SIGINT, &ignore, &before_int);
   ::sigaction(SIGQUIT, &ignore, &before_quit);
@@ -151,7 +159,8 @@ Result<int> run(const fs::path& directory, const std::vector<std::string>& comma
   }
   ::sigaction(SIGINT, &before_int, nullptr);
   ::sigaction(SIGQUIT, &before_quit, nullptr);
-  if (got == static_cast<ssize_t>(sizeof failure)) return errno_error(fmt::format("run {}", failure.what), failure.err);
+  if (got == static_cast<ssize_t>(sizeof failure))
+    return errno_error(fmt::format("run {}", failure.what), failure.err);
   if (WIFSIGNALED(wait_status)) return 128 + WTERMSIG(wait_status);
   return WEXITSTATUS(wait_status);
 }

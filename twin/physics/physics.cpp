@@ -10,17 +10,20 @@ namespace {
 constexpr std::uint64_t tick_ns = 100'000'000;
 // The slowest time constant of any chip file is 40 s: after fifteen of them nothing moves any more.
 constexpr std::uint64_t settled_after_ns = 600'000'000'000;
-constexpr double busy_inertia_s = 0.2;   // how fast utilisation follows what is asked
-constexpr double power_inertia_s = 0.05; // voltage regulators and sensor
-constexpr double average_s = 1.0;        // nvmlDeviceGetPowerUsage: a one-second average (nvml.h)
-// Dynamic power over clock: voltage falls with frequency, so power falls faster than linearly. Between f^2 and f^3.
+constexpr double busy_inertia_s = 0.2;    // how fast utilisation follows what is asked
+constexpr double power_inertia_s = 0.05;  // voltage regulators and sensor
+constexpr double average_s = 1.0;         // nvmlDeviceGetPowerUsage: a one-second average (nvml.h)
+// Dynamic power over clock: voltage falls with frequency, so power falls faster than linearly. Between f^2
+// and f^3.
 constexpr double clock_exponent = 2.4;
 
 // nvmlClocksEventReason bits, nvml.h.
-constexpr std::uint64_t reason_idle = 0x1, reason_app_clocks = 0x2, reason_power_cap = 0x4, reason_hw_slowdown = 0x8,
-                        reason_sw_thermal = 0x20, reason_hw_thermal = 0x40;
+constexpr std::uint64_t reason_idle = 0x1, reason_app_clocks = 0x2, reason_power_cap = 0x4,
+                        reason_hw_slowdown = 0x8, reason_sw_thermal = 0x20, reason_hw_thermal = 0x40;
 
-double toward(double from, double to, double dt, double inertia) { return to + (from - to) * std::exp(-dt / inertia); }
+double toward(double from, double to, double dt, double inertia) {
+  return to + (from - to) * std::exp(-dt / inertia);
+}
 
 // The share of the GPU's compute that a process can keep busy: all of it, or its slice's.
 double slice_share(const State& state, const Process& process) {
@@ -30,10 +33,12 @@ double slice_share(const State& state, const Process& process) {
   for (const auto& gi : gpu.instances) {
     if (gi.used == 0 || gi.id != process.gpu_instance) continue;
     for (const auto& ci : gi.compute) {
-      if (ci.used != 0 && ci.id == process.compute_instance) return static_cast<double>(ci.size) / chip.compute_slices;
+      if (ci.used != 0 && ci.id == process.compute_instance)
+        return static_cast<double>(ci.size) / chip.compute_slices;
     }
     for (std::uint32_t p = 0; p < chip.profile_count; ++p) {
-      if (chip.profiles[p].id == gi.profile_id) return static_cast<double>(chip.profiles[p].slices) / chip.compute_slices;
+      if (chip.profiles[p].id == gi.profile_id)
+        return static_cast<double>(chip.profiles[p].slices) / chip.compute_slices;
     }
   }
   return 0;  // its slice is gone
@@ -68,7 +73,8 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
   const double idle_w = chip.power_idle_mw / 1000.0;
   const double full_w = chip.power_max_mw / 1000.0;
   // What the load would draw at the highest clock.
-  const double wanted_w = gpu.asked_watts >= 0 ? std::max(gpu.asked_watts, idle_w) : idle_w + gpu.busy * (full_w - idle_w);
+  const double wanted_w =
+      gpu.asked_watts >= 0 ? std::max(gpu.asked_watts, idle_w) : idle_w + gpu.busy * (full_w - idle_w);
   const bool working = gpu.busy > 0.005 || wanted_w > idle_w * 1.05;
 
   // ---- clock: what is asked, then what the limits leave of it
@@ -80,7 +86,9 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
     clock = gpu.app_clock_graphics;
     reasons |= reason_app_clocks;
   }
-  if (gpu.clock_lock_high != 0) clock = std::clamp(clock, static_cast<double>(gpu.clock_lock_low), static_cast<double>(gpu.clock_lock_high));
+  if (gpu.clock_lock_high != 0)
+    clock =
+        std::clamp(clock, static_cast<double>(gpu.clock_lock_low), static_cast<double>(gpu.clock_lock_high));
   const double dynamic_w = wanted_w - idle_w;
   const double limit_w = gpu.power_limit_mw / 1000.0;
   if (dynamic_w > 0 && dynamic_w * std::pow(clock / highest, clock_exponent) > limit_w - idle_w) {
@@ -89,7 +97,8 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
     reasons |= reason_power_cap;
   }
   if (chip.threshold_gpu_max > 0 && gpu.temperature > chip.threshold_gpu_max) {
-    // Between the highest operating temperature and the slowdown point the driver gives clock away in proportion.
+    // Between the highest operating temperature and the slowdown point the driver gives clock away in
+    // proportion.
     const double band = std::max(1, chip.threshold_slowdown - chip.threshold_gpu_max);
     const double over = std::clamp((gpu.temperature - chip.threshold_gpu_max) / band, 0.0, 1.0);
     const double allowed = highest - over * (highest - lowest);
@@ -104,7 +113,8 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
     reasons |= reason_hw_slowdown | reason_hw_thermal;
   }
   // Boards know only whole steps; round down, never over a limit.
-  gpu.clock_graphics = lowest + std::floor((clock - lowest) / chip.clock_graphics_step + 1e-9) * chip.clock_graphics_step;
+  gpu.clock_graphics =
+      lowest + std::floor((clock - lowest) / chip.clock_graphics_step + 1e-9) * chip.clock_graphics_step;
   double memory_clock = chip.clock_memory[0];
   if (gpu.memory_lock_high != 0) {
     for (std::uint32_t i = 0; i < chip.clock_memory_count; ++i) {
@@ -121,7 +131,8 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
   }
 
   // ---- power, energy, heat
-  const double target_w = powered ? idle_w + dynamic_w * std::pow(gpu.clock_graphics / highest, clock_exponent) : 0;
+  const double target_w =
+      powered ? idle_w + dynamic_w * std::pow(gpu.clock_graphics / highest, clock_exponent) : 0;
   gpu.watts = toward(gpu.watts, target_w, dt, power_inertia_s);
   gpu.watts_average = toward(gpu.watts_average, gpu.watts, dt, average_s);
   gpu.energy_mj += gpu.watts * dt * 1000;
@@ -129,7 +140,8 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
   const double away = (gpu.sink_temperature - gpu.inlet) / chip.r_sink_air;
   gpu.temperature += (gpu.watts - flow) / chip.c_die * dt;
   gpu.sink_temperature += (flow - away) / chip.c_sink * dt;
-  if (powered && chip.threshold_shutdown > 0 && gpu.temperature >= chip.threshold_shutdown) remember_shutdown(state, index);
+  if (powered && chip.threshold_shutdown > 0 && gpu.temperature >= chip.threshold_shutdown)
+    remember_shutdown(state, index);
 }
 
 void tick(State& state, std::uint64_t dt_ns, const double* asked) {
@@ -177,7 +189,9 @@ bool follow(State& state, std::uint64_t host_monotonic_ns) {
 std::uint64_t memory_used(const State& state, std::uint32_t gpu, std::uint32_t gpu_instance) {
   std::uint64_t bytes = 0;
   for (const auto& process : state.processes) {
-    if (process.used == 0 || process.gpu != gpu || (gpu_instance != none && process.gpu_instance != gpu_instance)) continue;
+    if (process.used == 0 || process.gpu != gpu ||
+        (gpu_instance != none && process.gpu_instance != gpu_instance))
+      continue;
     bytes += process.memory_bytes;
   }
   return bytes;

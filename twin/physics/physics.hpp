@@ -1,6 +1,6 @@
-// How boards warm up, draw power and throttle. Pure: the same state and the same time give the same state. Two thermal
-// nodes a GPU (die and heat sink), power that follows the load with inertia, clocks that give way to the power cap and
-// to heat, and the driver's nanosecond counters of how long they did.
+// How boards warm up, draw power and throttle. Pure: the same state and the same time give the same state.
+// Two thermal nodes a GPU (die and heat sink), power that follows the load with inertia, clocks that give way
+// to the power cap and to heat, and the driver's nanosecond counters of how long they did.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace bulkhead::twin::physics {
 
-// Moves the whole machine by `dt_ns` of simulated time: inside, in steps of at most 100 ms (the time constants are
-// seconds); a very long time is cut short once every board has settled.
+// Moves the whole machine by `dt_ns` of simulated time: inside, in steps of at most 100 ms (the time
+// constants are seconds); a very long time is cut short once every board has settled.
 void step(State& state, std::uint64_t dt_ns);
 
 // With realtime on, brings the clock up to `host_monotonic_ns`; otherwise nothing. True when something moved.

@@ -98,7 +98,8 @@ TEST(TwinPhysics, ThePowerCapTakesClockAndCountsItsNanoseconds) {
   EXPECT_EQ(gpu.clock_reasons & 0x4U, 0x4U);
   EXPECT_EQ(gpu.ns_power_cap, 20 * second);
   EXPECT_EQ(gpu.ns_hw_thermal, 0U);
-  EXPECT_EQ((static_cast<unsigned>(gpu.clock_graphics) - 345U) % 15U, 0U) << "a clock the board does not have";
+  EXPECT_EQ((static_cast<unsigned>(gpu.clock_graphics) - 345U) % 15U, 0U)
+      << "a clock the board does not have";
 }
 
 TEST(TwinPhysics, FullUtilisationDrawsTheBoardsMaximumAndNoMore) {

@@ -36,8 +36,8 @@ struct Source {
   }
 };
 
-// A mapping that must be read completely: a key nobody asked for is a spelling mistake, reported with its line.
-// The first mistake wins; readers go on with zero so that one function reads like a list of fields.
+// A mapping that must be read completely: a key nobody asked for is a spelling mistake, reported with its
+// line. The first mistake wins; readers go on with zero so that one function reads like a list of fields.
 class Map {
  public:
   Map(YAML::Node node, std::string where, std::optional<Error>& error)
@@ -53,8 +53,9 @@ class Map {
       const auto key = entry.first.Scalar();
       if (key == "source" || asked_.contains(key)) continue;
       const auto meant = closest(key, known);
-      complain(entry.first, meant.empty() ? fmt::format("unknown key {}", printable(key))
-                                          : fmt::format("unknown key {}; did you mean {}?", printable(key), meant));
+      complain(entry.first, meant.empty()
+                                ? fmt::format("unknown key {}", printable(key))
+                                : fmt::format("unknown key {}; did you mean {}?", printable(key), meant));
       return;
     }
   }
@@ -78,7 +79,9 @@ class Map {
     // The one word for "nobody read it": NVML answers "not supported" for an empty text.
     return found.Scalar() == "unknown" ? std::string() : found.Scalar();
   }
-  std::string text_or(const std::string& key, std::string otherwise) { return has(key) ? text(key) : std::move(otherwise); }
+  std::string text_or(const std::string& key, std::string otherwise) {
+    return has(key) ? text(key) : std::move(otherwise);
+  }
   template <class T = std::uint32_t>
   T number(const std::string& key) {
     return as_number<T>(node(key), key);
@@ -90,7 +93,8 @@ class Map {
   bool flag_or(const std::string& key, bool otherwise) {
     if (!has(key)) return otherwise;
     bool value = false;
-    if (!YAML::convert<bool>::decode(node_[key], value)) complain(node_[key], fmt::format("{} should be true or false", key));
+    if (!YAML::convert<bool>::decode(node_[key], value))
+      complain(node_[key], fmt::format("{} should be true or false", key));
     return value;
   }
   template <class T = std::uint32_t>
@@ -208,7 +212,9 @@ Result<ChipFile> load_chip(const Source& source, const std::string& name) {
     }
     for (const auto& row : map.node("bars")) {
       Map bar(row, file, error);
-      out.bars.push_back({.index = bar.number("index"), .size = bar.number<std::uint64_t>("size"), .flags = bar.number<std::uint64_t>("flags")});
+      out.bars.push_back({.index = bar.number("index"),
+                          .size = bar.number<std::uint64_t>("size"),
+                          .flags = bar.number<std::uint64_t>("flags")});
     }
     if (map.has("sriov")) out.vfs_total = map.map("sriov").number("total_vfs");
     {
@@ -271,7 +277,8 @@ Result<ChipFile> load_chip(const Source& source, const std::string& name) {
         if (chip.clock_graphics_step == 0) map.complain(root, "clocks_mhz: graphics: step must not be 0");
       }
       const auto memory = clocks.numbers("memory");
-      if (memory.empty() || memory.size() > 4) map.complain(root, "clocks_mhz: memory should be one to four clocks");
+      if (memory.empty() || memory.size() > 4)
+        map.complain(root, "clocks_mhz: memory should be one to four clocks");
       for (const auto mhz : memory) {
         if (chip.clock_memory_count < 4) chip.clock_memory[chip.clock_memory_count++] = mhz;
       }
@@ -382,7 +389,9 @@ Result<std::map<std::string, PciFunction>> load_devices(const Source& source) {
       if (row.has("bars")) {
         for (const auto& bar_row : row.node("bars")) {
           Map bar(bar_row, "devices.yaml", error);
-          f.bars.push_back({.index = bar.number("index"), .size = bar.number<std::uint64_t>("size"), .flags = bar.number<std::uint64_t>("flags")});
+          f.bars.push_back({.index = bar.number("index"),
+                            .size = bar.number<std::uint64_t>("size"),
+                            .flags = bar.number<std::uint64_t>("flags")});
         }
       }
       out.emplace(f.type, std::move(f));
@@ -404,8 +413,8 @@ struct Random {
   std::string uuid() {
     const auto high = next();
     const auto low = next();
-    return fmt::format("{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}", high >> 32U, (high >> 16U) & 0xffffU, high & 0xfffU,
-                       ((low >> 48U) & 0x3fffU) | 0x8000U, low & 0xffffffffffffU);
+    return fmt::format("{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}", high >> 32U, (high >> 16U) & 0xffffU,
+                       high & 0xfffU, ((low >> 48U) & 0x3fffU) | 0x8000U, low & 0xffffffffffffU);
   }
 };
 
@@ -453,10 +462,12 @@ void read_host(Map& map, const std::string& file, Host& host, std::optional<Erro
     host.cpu.l1i_kib = caches.number("l1i");
     host.cpu.l2_kib = caches.number("l2");
     host.cpu.l3_kib = caches.number("l3");
-    const auto total = static_cast<std::uint64_t>(host.cpu.sockets) * host.cpu.cores_per_socket * host.cpu.threads_per_core;
+    const auto total =
+        static_cast<std::uint64_t>(host.cpu.sockets) * host.cpu.cores_per_socket * host.cpu.threads_per_core;
     if (total == 0 || total > 1024) cpu.complain(YAML::Node(), "cpu: 1 to 1024 CPUs");
   }
-  for (const auto gib : map.numbers<std::uint64_t>("numa_memory_gib")) host.numa_memory_kib.push_back(gib << 20U);
+  for (const auto gib : map.numbers<std::uint64_t>("numa_memory_gib"))
+    host.numa_memory_kib.push_back(gib << 20U);
   if (host.numa_memory_kib.empty()) map.complain(YAML::Node(), "numa_memory_gib: at least one node");
   host.virtual_machine = map.flag_or("virtual_machine", false);
   {
@@ -489,11 +500,14 @@ void read_host(Map& map, const std::string& file, Host& host, std::optional<Erro
   }
   for (const auto& row : map.node("modules")) {
     Map module(row, file, error);
-    KernelModule m{.name = module.text("name"), .size = module.number<std::uint64_t>("size"), .used = module.number("used")};
+    KernelModule m{.name = module.text("name"),
+                   .size = module.number<std::uint64_t>("size"),
+                   .used = module.number("used")};
     if (module.has("by")) m.by = module.texts("by");
     host.modules.push_back(std::move(m));
   }
-  for (const auto& entry : map.node("nvidia_parameters")) host.nvidia_parameters.emplace_back(entry.first.Scalar(), entry.second.Scalar());
+  for (const auto& entry : map.node("nvidia_parameters"))
+    host.nvidia_parameters.emplace_back(entry.first.Scalar(), entry.second.Scalar());
 }
 
 Result<Machine> build(const Source& source, const std::string& file, std::string text, std::uint64_t seed) {
@@ -534,11 +548,13 @@ Result<Machine> build(const Source& source, const std::string& file, std::string
     }
     s.caps_major = map.number("caps_major");
     const auto virtualization = map.text("virtualization");
-    if (virtualization != "none" && virtualization != "passthrough") map.complain(root, "virtualization should be none or passthrough");
+    if (virtualization != "none" && virtualization != "passthrough")
+      map.complain(root, "virtualization should be none or passthrough");
     s.virtualization = virtualization == "passthrough" ? 1 : 0;  // NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH
     const auto inlet = map.number<double>("inlet_c");
     const auto fabric = map.text("fabric");
-    if (fabric != "completed" && fabric != "unsupported") map.complain(root, "fabric should be completed or unsupported");
+    if (fabric != "completed" && fabric != "unsupported")
+      map.complain(root, "fabric should be completed or unsupported");
     const bool nvlink = map.flag_or("nvlink", true);
     {
       auto host_map = map.map("host");
@@ -573,8 +589,10 @@ Result<Machine> build(const Source& source, const std::string& file, std::string
       f.numa = row.number<int>("numa");
       f.iommu_group = host.iommu.empty() ? -1 : row.number<int>("group");
       if (host.iommu.empty()) row.number_or<int>("group", -1);
-      if (f.numa >= static_cast<int>(host.numa_memory_kib.size())) row.complain(YAML::Node(), fmt::format("{}: no such NUMA node", at));
-      if (!behind.emplace(at, static_cast<int>(host.pci.size())).second) row.complain(YAML::Node(), fmt::format("{} is there twice", at));
+      if (f.numa >= static_cast<int>(host.numa_memory_kib.size()))
+        row.complain(YAML::Node(), fmt::format("{}: no such NUMA node", at));
+      if (!behind.emplace(at, static_cast<int>(host.pci.size())).second)
+        row.complain(YAML::Node(), fmt::format("{} is there twice", at));
       waiting.emplace_back(row.text_or("behind", ""), YAML::Node());
       host.pci.push_back(std::move(f));
     };
@@ -629,7 +647,8 @@ Result<Machine> build(const Source& source, const std::string& file, std::string
       if (row.has("bar_starts")) {
         for (const auto& entry : row.node("bar_starts")) {
           for (auto& bar : f.bars) {
-            if (bar.index == row.as_number<unsigned>(entry.first, "bar_starts")) bar.start = row.as_number<std::uint64_t>(entry.second, "bar_starts");
+            if (bar.index == row.as_number<unsigned>(entry.first, "bar_starts"))
+              bar.start = row.as_number<std::uint64_t>(entry.second, "bar_starts");
           }
         }
       }
@@ -640,7 +659,8 @@ Result<Machine> build(const Source& source, const std::string& file, std::string
       const PciFunction& placed = host.pci.back();
       gpu.chip = chip_index;
       gpu.uuid.set("GPU-" + random.uuid());
-      gpu.serial.set(fmt::format("165{:010}", random.next() % 10000000000U));  // 13 digits, as the boards' numbers have
+      gpu.serial.set(
+          fmt::format("165{:010}", random.next() % 10000000000U));  // 13 digits, as the boards' numbers have
       gpu.pci_domain = placed.domain;
       gpu.pci_bus = placed.bus;
       gpu.pci_device = placed.device;
@@ -655,7 +675,8 @@ Result<Machine> build(const Source& source, const std::string& file, std::string
       gpu.app_clock_memory = chip.clock_memory[0];
       gpu.fabric_state = fabric == "completed" ? 3 : 0;  // NVML_GPU_FABRIC_STATE_COMPLETED, NOT_SUPPORTED
       for (std::uint32_t link = 0; link < chip.nvlinks; ++link) gpu.nvlink_active[link] = nvlink ? 1 : 0;
-      if (!nvlink && map.has("nvlink")) { /* the links are there and off */ }
+      if (!nvlink && map.has("nvlink")) { /* the links are there and off */
+      }
       gpu.generation = 1;
       gpu.asked_watts = -1;
       gpu.inlet = inlet;
@@ -706,7 +727,8 @@ Result<Machine> load_profile(std::string_view name, std::uint64_t seed) {
     for (const auto& p : known) names.push_back(p.name);
     const auto meant = closest(name, names);
     return Error(Errc::not_found, fmt::format("no profile {}", printable(name)),
-                 meant.empty() ? "see: bulkhead twin list" : fmt::format("did you mean {}? see: bulkhead twin list", meant));
+                 meant.empty() ? "see: bulkhead twin list"
+                               : fmt::format("did you mean {}? see: bulkhead twin list", meant));
   }
   const std::string file = std::string(name) + ".yaml";
   const Source source;

@@ -47,7 +47,8 @@ TEST(TwinProfile, EveryProfileLoadsAndSaysWhatItIs) {
     ASSERT_TRUE(machine.ok()) << machine.error().message();
     EXPECT_GT(machine->state->gpu_count, 0U);
     std::set<std::string> uuids;
-    for (std::uint32_t g = 0; g < machine->state->gpu_count; ++g) uuids.insert(std::string(machine->state->gpus[g].uuid.view()));
+    for (std::uint32_t g = 0; g < machine->state->gpu_count; ++g)
+      uuids.insert(std::string(machine->state->gpus[g].uuid.view()));
     EXPECT_EQ(uuids.size(), machine->state->gpu_count) << "two GPUs of one name in " << profile.name;
   }
   EXPECT_EQ(names, (std::set<std::string>{"dgx-a100", "dgx-h100", "h100-vm", "hgx-h200", "l40s-4", "mixed"}));
@@ -69,7 +70,8 @@ TEST(TwinProfile, TheH100SaysWhatARealOneSaid) {
   ASSERT_TRUE(machine.ok());
   const State& s = *machine->state;
   const Chip& chip = s.chips[0];
-  // nvmlDeviceGetMemoryInfo, ...BAR1MemoryInfo, ...PciInfo, thresholds, power limits of hosts/h100-sxm-80gb.json.
+  // nvmlDeviceGetMemoryInfo, ...BAR1MemoryInfo, ...PciInfo, thresholds, power limits of
+  // hosts/h100-sxm-80gb.json.
   EXPECT_EQ(chip.model.view(), "NVIDIA H100 80GB HBM3");
   EXPECT_EQ(chip.memory_bytes, 85520809984U);
   EXPECT_EQ(chip.bar1_bytes, 137438953472U);
@@ -84,9 +86,15 @@ TEST(TwinProfile, TheH100SaysWhatARealOneSaid) {
   EXPECT_EQ(s.gpus[0].pci_device, 6U);
   // Fields 193 and 194 are signed margins of -8 and -2.
   for (std::uint32_t i = 0; i < chip.field_count; ++i) {
-    if (chip.fields[i].id == 193) { EXPECT_EQ(static_cast<std::int32_t>(chip.fields[i].bits), -8); }
-    if (chip.fields[i].id == 194) { EXPECT_EQ(static_cast<std::int32_t>(chip.fields[i].bits), -2); }
-    if (chip.fields[i].id == 7) { EXPECT_EQ(chip.fields[i].nvml_return, 3U); }
+    if (chip.fields[i].id == 193) {
+      EXPECT_EQ(static_cast<std::int32_t>(chip.fields[i].bits), -8);
+    }
+    if (chip.fields[i].id == 194) {
+      EXPECT_EQ(static_cast<std::int32_t>(chip.fields[i].bits), -2);
+    }
+    if (chip.fields[i].id == 7) {
+      EXPECT_EQ(chip.fields[i].nvml_return, 3U);
+    }
   }
 }
 
@@ -108,7 +116,8 @@ TEST(TwinProfile, EveryPlacementLiesOnItsChipAndTheFullProfileFillsIt) {
       for (std::uint32_t p = 0; p < chip.profile_count; ++p) {
         const MigProfile& mig = chip.profiles[p];
         EXPECT_GE(mig.start_count, mig.max_instances) << chip.model.view() << " " << mig.name.view();
-        for (std::uint32_t i = 0; i < mig.start_count; ++i) EXPECT_LE(mig.starts[i] + mig.size, chip.memory_slices);
+        for (std::uint32_t i = 0; i < mig.start_count; ++i)
+          EXPECT_LE(mig.starts[i] + mig.size, chip.memory_slices);
         full = full || mig.size == chip.memory_slices;
       }
       EXPECT_TRUE(full) << chip.model.view();
@@ -135,7 +144,8 @@ TEST_F(OwnProfile, AMisspeltKeyIsReportedWithItsLineAndTheRightWord) {
   EXPECT_NE(machine.error().message().find("own.yaml:"), std::string::npos) << machine.error().message();
   const auto extra = with("inlet_c: 28", "inlet_c: 28\nvirtualisation: none");
   ASSERT_FALSE(extra.ok());
-  EXPECT_NE(extra.error().message().find("did you mean virtualization"), std::string::npos) << extra.error().message();
+  EXPECT_NE(extra.error().message().find("did you mean virtualization"), std::string::npos)
+      << extra.error().message();
 }
 
 TEST_F(OwnProfile, MistakesOfPlaceAreNamed) {
@@ -154,7 +164,8 @@ TEST_F(OwnProfile, MistakesOfPlaceAreNamed) {
   for (const auto& c : cases) {
     const auto machine = with(c.from, c.to);
     ASSERT_FALSE(machine.ok()) << c.to;
-    EXPECT_NE(machine.error().message().find(c.says), std::string::npos) << c.to << " -> " << machine.error().message();
+    EXPECT_NE(machine.error().message().find(c.says), std::string::npos)
+        << c.to << " -> " << machine.error().message();
   }
 }
 

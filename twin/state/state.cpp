@@ -31,15 +31,16 @@ constexpr std::size_t file_bytes = header_bytes + 2 * copy_bytes;
 struct Header {
   char magic_bytes[8];
   std::uint32_t version;
-  std::uint32_t current;       // 0 or 1; stored last
-  std::uint64_t state_bytes;   // sizeof(State): another build's layout is refused, never misread
-  std::uint64_t checksum[2];   // of each copy, checked when the file is opened
+  std::uint32_t current;      // 0 or 1; stored last
+  std::uint64_t state_bytes;  // sizeof(State): another build's layout is refused, never misread
+  std::uint64_t checksum[2];  // of each copy, checked when the file is opened
 };
 
 // Four lanes of multiply-and-rotate: a checksum against damage, not against an adversary.
 std::uint64_t checksum_of(const State& state) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(&state);
-  std::uint64_t lanes[4] = {0x9e3779b97f4a7c15U, 0xc2b2ae3d27d4eb4fU, 0x165667b19e3779f9U, 0x27d4eb2f165667c5U};
+  std::uint64_t lanes[4] = {0x9e3779b97f4a7c15U, 0xc2b2ae3d27d4eb4fU, 0x165667b19e3779f9U,
+                            0x27d4eb2f165667c5U};
   std::size_t at = 0;
   for (; at + 32 <= sizeof(State); at += 32) {
     std::uint64_t words[4];
@@ -74,7 +75,8 @@ std::string_view nonsense_in(const State& state) {
   return {};
 }
 
-constexpr const char* remake_hint = "make it again: bulkhead twin down --dir DIR; bulkhead twin up PROFILE --dir DIR";
+constexpr const char* remake_hint =
+    "make it again: bulkhead twin down --dir DIR; bulkhead twin up PROFILE --dir DIR";
 
 bool set_lock(int fd, short type) {
   struct flock lock {};
@@ -89,8 +91,8 @@ bool set_lock(int fd, short type) {
 
 }  // namespace
 
-// The kernel's lock is between open file descriptions, so threads that share one need the mutex as well, and a
-// child after fork, which shares its parent's, opens the file anew before its first use.
+// The kernel's lock is between open file descriptions, so threads that share one need the mutex as well, and
+// a child after fork, which shares its parent's, opens the file anew before its first use.
 struct StateFile::Mapped {
   std::filesystem::path path;
   UniqueFd fd;
@@ -136,7 +138,8 @@ Status StateFile::create(const std::filesystem::path& path, const State& state) 
   header.checksum[0] = checksum_of(state);
   std::memcpy(content.data(), &header, sizeof header);
   std::memcpy(content.data() + header_bytes, &state, sizeof state);
-  // Every user of the pretend machine may ask its GPUs, as with /dev/nvidiactl; what needs root, the driver refuses.
+  // Every user of the pretend machine may ask its GPUs, as with /dev/nvidiactl; what needs root, the driver
+  // refuses.
   return write_file_atomic(path, content, 0666);
 }
 
@@ -182,7 +185,8 @@ Result<std::unique_ptr<StateFile>> StateFile::open(const std::filesystem::path& 
   if (!set_lock(mapped->fd.get(), F_RDLCK)) return errno_error(fmt::format("lock {}", path.string()), errno);
   const std::uint32_t which = mapped->current();
   const bool sound = checksum_of(mapped->copy(which)) == mapped->header().checksum[which];
-  const std::string_view nonsense = sound ? nonsense_in(mapped->copy(which)) : "its checksum does not match: damaged";
+  const std::string_view nonsense =
+      sound ? nonsense_in(mapped->copy(which)) : "its checksum does not match: damaged";
   set_lock(mapped->fd.get(), F_UNLCK);
   if (!nonsense.empty()) return refuse(nonsense);
 
@@ -196,7 +200,8 @@ StateFile::~StateFile() = default;
 void StateFile::read(const std::function<void(const State&)>& look) const {
   Mapped& m = *mapped_;
   m.after_fork();
-  // Two readers of one description cannot both hold and release its one lock, so the mutex serialises them here.
+  // Two readers of one description cannot both hold and release its one lock, so the mutex serialises them
+  // here.
   const std::unique_lock guard(*m.mutex);
   struct Unlock {
     int fd;

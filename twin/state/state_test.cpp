@@ -91,7 +91,8 @@ TEST_F(TwinState, AChangeThatThrowsLeavesNoTraceAndNoLock) {
   EXPECT_THROW((*file)->write([](State& s) -> bool {
     s.seed = 7;
     throw std::runtime_error("no");
-  }), std::runtime_error);
+  }),
+               std::runtime_error);
   EXPECT_EQ(seed(), 0U);
   EXPECT_TRUE((*file)->write([](State& s) {
     s.seed = 8;
@@ -235,8 +236,9 @@ TEST_F(TwinState, AFileThatIsNotThereSaysHowToStartATwin) {
 
 TEST_F(TwinState, AFileCutShortAnywhereIsRefusedWithItsLength) {
   const auto whole = fs::file_size(path_);
-  for (const std::uintmax_t size : {std::uintmax_t{0}, std::uintmax_t{1}, std::uintmax_t{7}, std::uintmax_t{8}, std::uintmax_t{39}, std::uintmax_t{40},
-                                    std::uintmax_t{4095}, std::uintmax_t{4096}, whole / 2, whole - 4096, whole - 1}) {
+  for (const std::uintmax_t size :
+       {std::uintmax_t{0}, std::uintmax_t{1}, std::uintmax_t{7}, std::uintmax_t{8}, std::uintmax_t{39},
+        std::uintmax_t{40}, std::uintmax_t{4095}, std::uintmax_t{4096}, whole / 2, whole - 4096, whole - 1}) {
     fs::copy_file(path_, directory_ / "cut.bin", fs::copy_options::overwrite_existing);
     fs::resize_file(directory_ / "cut.bin", size);
     const auto file = StateFile::open(directory_ / "cut.bin");

@@ -1,4 +1,5 @@
-// /sys/devices/system/{cpu,node}, /proc/cpuinfo: what lscpu, hwloc and bulkhead read of processors and memory.
+// /sys/devices/system/{cpu,node}, /proc/cpuinfo: what lscpu, hwloc and bulkhead read of processors and
+// memory.
 #include <fmt/format.h>
 
 #include "base/text.hpp"
@@ -15,7 +16,8 @@ struct Cache {
   bool per_socket;
 };
 
-void write_cpu(Writer& out, const Host& host, unsigned cpu, const std::vector<std::string>& node_of_cpu, std::string& cpuinfo) {
+void write_cpu(Writer& out, const Host& host, unsigned cpu, const std::vector<std::string>& node_of_cpu,
+               std::string& cpuinfo) {
   const Cpu& c = host.cpu;
   const unsigned cores = c.sockets * c.cores_per_socket;
   const unsigned total = cpu_total(host);
@@ -24,10 +26,13 @@ void write_cpu(Writer& out, const Host& host, unsigned cpu, const std::vector<st
   std::vector<unsigned> siblings, package;
   for (unsigned t = 0; t < c.threads_per_core; ++t) {
     siblings.push_back(t * cores + core);
-    for (unsigned k = 0; k < c.cores_per_socket; ++k) package.push_back(t * cores + socket * c.cores_per_socket + k);
+    for (unsigned k = 0; k < c.cores_per_socket; ++k)
+      package.push_back(t * cores + socket * c.cores_per_socket + k);
   }
   const std::string path = fmt::format("sys/devices/system/cpu/cpu{}", cpu);
-  const auto topology = [&](const char* key, const std::string& value) { out.attribute(path + "/topology/" + key, value); };
+  const auto topology = [&](const char* key, const std::string& value) {
+    out.attribute(path + "/topology/" + key, value);
+  };
   const std::string thread_mask = cpu_mask(siblings, total), thread_list = format_ranges(siblings);
   const std::string package_mask = cpu_mask(package, total), package_list = format_ranges(package);
   topology("core_id", fmt::format("{}", core % c.cores_per_socket));
@@ -43,7 +48,10 @@ void write_cpu(Writer& out, const Host& host, unsigned cpu, const std::vector<st
   topology("package_cpus_list", package_list);
   if (cpu > 0) out.attribute(path + "/online", "1", 0644);
   out.link(path + "/" + node_of_cpu[cpu], "sys/devices/system/node/" + node_of_cpu[cpu]);
-  const Cache caches[] = {{1, "Data", c.l1d_kib, false}, {1, "Instruction", c.l1i_kib, false}, {2, "Unified", c.l2_kib, false}, {3, "Unified", c.l3_kib, true}};
+  const Cache caches[] = {{1, "Data", c.l1d_kib, false},
+                          {1, "Instruction", c.l1i_kib, false},
+                          {2, "Unified", c.l2_kib, false},
+                          {3, "Unified", c.l3_kib, true}};
   unsigned index = 0;
   for (const auto& cache : caches) {
     if (cache.kib == 0) continue;
@@ -57,7 +65,9 @@ void write_cpu(Writer& out, const Host& host, unsigned cpu, const std::vector<st
   }
   if (!c.cpufreq_driver.empty()) {
     const std::string policy = fmt::format("sys/devices/system/cpu/cpufreq/policy{}", cpu);
-    const auto set = [&](const char* key, const std::string& value, unsigned mode = 0444) { out.attribute(policy + "/" + key, value, mode); };
+    const auto set = [&](const char* key, const std::string& value, unsigned mode = 0444) {
+      out.attribute(policy + "/" + key, value, mode);
+    };
     set("affected_cpus", fmt::format("{}", cpu));
     set("related_cpus", fmt::format("{}", cpu));
     set("scaling_driver", c.cpufreq_driver);
@@ -71,12 +81,17 @@ void write_cpu(Writer& out, const Host& host, unsigned cpu, const std::vector<st
     out.link(path + "/cpufreq", policy);
   }
   cpuinfo += fmt::format(
-      "processor\t: {}\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: {}\nstepping\t: {}\nmicrocode\t: {}\n"
-      "cpu MHz\t\t: {}.000\ncache size\t: {} KB\nphysical id\t: {}\nsiblings\t: {}\ncore id\t\t: {}\ncpu cores\t: {}\napicid\t\t: {}\n"
-      "initial apicid\t: {}\nfpu\t\t: yes\nfpu_exception\t: yes\ncpuid level\t: 32\nwp\t\t: yes\nflags\t\t: {}\nbugs\t\t:\n"
-      "bogomips\t: {}.00\nclflush size\t: 64\ncache_alignment\t: 64\naddress sizes\t: 52 bits physical, 57 bits virtual\npower management:\n\n",
+      "processor\t: {}\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: {}\nstepping\t: "
+      "{}\nmicrocode\t: {}\n"
+      "cpu MHz\t\t: {}.000\ncache size\t: {} KB\nphysical id\t: {}\nsiblings\t: {}\ncore id\t\t: {}\ncpu "
+      "cores\t: {}\napicid\t\t: {}\n"
+      "initial apicid\t: {}\nfpu\t\t: yes\nfpu_exception\t: yes\ncpuid level\t: 32\nwp\t\t: yes\nflags\t\t: "
+      "{}\nbugs\t\t:\n"
+      "bogomips\t: {}.00\nclflush size\t: 64\ncache_alignment\t: 64\naddress sizes\t: 52 bits physical, 57 "
+      "bits virtual\npower management:\n\n",
       cpu, c.vendor, c.family, c.model_number, c.model, c.stepping, c.microcode, c.mhz_base, c.l3_kib, socket,
-      c.cores_per_socket * c.threads_per_core, core % c.cores_per_socket, c.cores_per_socket, cpu, cpu, c.flags, c.mhz_base * 2);
+      c.cores_per_socket * c.threads_per_core, core % c.cores_per_socket, c.cores_per_socket, cpu, cpu,
+      c.flags, c.mhz_base * 2);
 }
 
 }  // namespace
@@ -85,12 +100,14 @@ void write_cpus(Writer& out, const Host& host) {
   const unsigned total = cpu_total(host);
   const auto nodes = host.numa_memory_kib.size();
   const std::string all = total == 1 ? "0" : fmt::format("0-{}", total - 1);
-  for (const char* set : {"online", "possible", "present"}) out.attribute(fmt::format("sys/devices/system/cpu/{}", set), all);
+  for (const char* set : {"online", "possible", "present"})
+    out.attribute(fmt::format("sys/devices/system/cpu/{}", set), all);
   out.attribute("sys/devices/system/cpu/offline", "");
   out.attribute("sys/devices/system/cpu/isolated", "");
   out.attribute("sys/devices/system/cpu/kernel_max", "8191");
   out.attribute("sys/devices/system/cpu/smt/active", host.cpu.threads_per_core > 1 ? "1" : "0");
-  out.attribute("sys/devices/system/cpu/smt/control", host.cpu.threads_per_core > 1 ? "on" : "notsupported", 0644);
+  out.attribute("sys/devices/system/cpu/smt/control", host.cpu.threads_per_core > 1 ? "on" : "notsupported",
+                0644);
   std::vector<std::string> node_of_cpu(total);
   const std::string all_nodes = nodes == 1 ? "0" : fmt::format("0-{}", nodes - 1);
   for (const char* set : {"online", "possible", "has_cpu", "has_memory", "has_normal_memory"}) {
@@ -109,13 +126,20 @@ void write_cpus(Writer& out, const Host& host) {
     out.attribute(path + "/cpulist", format_ranges(cpus));
     std::string distance;
     for (std::size_t other = 0; other < nodes; ++other) {
-      distance += fmt::format("{}{}", other == 0 ? "" : " ", other == n ? 10 : other / per_socket == n / per_socket ? 12 : 21);
+      distance += fmt::format("{}{}", other == 0 ? "" : " ",
+                              other == n                             ? 10
+                              : other / per_socket == n / per_socket ? 12
+                                                                     : 21);
     }
     out.attribute(path + "/distance", distance);
     const std::uint64_t kib = host.numa_memory_kib[n];
-    const auto line = [&](const char* key, std::uint64_t value) { return fmt::format("Node {} {:<15} {:>8} kB\n", n, fmt::format("{}:", key), value); };
-    out.file(path + "/meminfo", line("MemTotal", kib) + line("MemFree", kib / 16 * 15) + line("MemUsed", kib / 16) +
-                                    fmt::format("Node {} HugePages_Total:     0\nNode {} HugePages_Free:      0\n", n, n), 0444);
+    const auto line = [&](const char* key, std::uint64_t value) {
+      return fmt::format("Node {} {:<15} {:>8} kB\n", n, fmt::format("{}:", key), value);
+    };
+    out.file(path + "/meminfo",
+             line("MemTotal", kib) + line("MemFree", kib / 16 * 15) + line("MemUsed", kib / 16) +
+                 fmt::format("Node {} HugePages_Total:     0\nNode {} HugePages_Free:      0\n", n, n),
+             0444);
     out.attribute(path + "/hugepages/hugepages-2048kB/nr_hugepages", "0", 0644);
     out.attribute(path + "/hugepages/hugepages-2048kB/free_hugepages", "0");
   }

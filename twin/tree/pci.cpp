@@ -1,5 +1,6 @@
-// /sys/bus/pci, /sys/devices/pci*, /sys/kernel/iommu_groups, /sys/class/iommu. Attributes as on the H100 host read in
-// facts hosts/h100-sxm-80gb.json; what bare metal adds to them (IOMMU, AER, SR-IOV) as facts passthrough.md says.
+// /sys/bus/pci, /sys/devices/pci*, /sys/kernel/iommu_groups, /sys/class/iommu. Attributes as on the H100 host
+// read in facts hosts/h100-sxm-80gb.json; what bare metal adds to them (IOMMU, AER, SR-IOV) as facts
+// passthrough.md says.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -52,7 +53,8 @@ struct Placed {
 
 bool is_wide(std::uint64_t flags) { return (flags & 0x100000U) != 0; }  // IORESOURCE_MEM_64
 
-void place(const Host& host, const State& state, std::size_t index, Addresses& free, std::vector<Placed>& placed) {
+void place(const Host& host, const State& state, std::size_t index, Addresses& free,
+           std::vector<Placed>& placed) {
   const PciFunction& f = host.pci[index];
   Placed& out = placed[index];
   std::vector<BarSpec> bars = f.bars;
@@ -60,9 +62,11 @@ void place(const Host& host, const State& state, std::size_t index, Addresses& f
     // No GPU's VF BARs were read. Derived: registers of 256 KiB, and the BAR1 window shared out evenly.
     const Chip& chip = state.chips[state.gpus[f.gpu].chip];
     bars.push_back({.index = 7, .size = f.vfs_total * 0x40000ULL, .flags = 0x14220c});
-    bars.push_back({.index = 8, .size = std::max<std::uint64_t>(chip.bar1_bytes, 1U << 20U), .flags = 0x14220c});
+    bars.push_back(
+        {.index = 8, .size = std::max<std::uint64_t>(chip.bar1_bytes, 1U << 20U), .flags = 0x14220c});
   }
-  std::stable_sort(bars.begin(), bars.end(), [](const BarSpec& a, const BarSpec& b) { return a.size > b.size; });
+  std::stable_sort(bars.begin(), bars.end(),
+                   [](const BarSpec& a, const BarSpec& b) { return a.size > b.size; });
   for (auto& bar : bars) {
     if (bar.start == 0) {
       std::uint64_t round = 1;  // VF BARs of all functions together need not be a power of two
@@ -75,7 +79,8 @@ void place(const Host& host, const State& state, std::size_t index, Addresses& f
   for (std::size_t child = 0; child < host.pci.size(); ++child) {
     if (host.pci[child].parent != static_cast<int>(index)) continue;
     place(host, state, child, free, placed);
-    for (const auto& bar : placed[child].bars) (is_wide(bar.flags) ? out.window64 : out.window32).add(bar.start, bar.size);
+    for (const auto& bar : placed[child].bars)
+      (is_wide(bar.flags) ? out.window64 : out.window32).add(bar.start, bar.size);
     out.window32.add(placed[child].window32);
     out.window64.add(placed[child].window64);
   }
@@ -91,7 +96,8 @@ void buses_behind(const Host& host, std::size_t index, unsigned& low, unsigned& 
   }
 }
 
-// Configuration space: header, power management, MSI, PCI Express; AER, ACS, ARI and SR-IOV in the extended part.
+// Configuration space: header, power management, MSI, PCI Express; AER, ACS, ARI and SR-IOV in the extended
+// part.
 class Config {
  public:
   explicit Config(std::size_t size) : bytes_(size, '\0') {}
@@ -154,7 +160,10 @@ std::string config_space(const Host& host, std::size_t index, const Placed& plac
   c.u16(0x6a, 0x0081);
   c.u16(0x78, 0x0010);  // PCI Express, last
   const bool on_root = f.parent < 0;
-  const unsigned port_type = !f.is_bridge ? 0U : on_root ? 4U : host.pci[static_cast<std::size_t>(f.parent)].parent < 0 ? 5U : 6U;
+  const unsigned port_type = !f.is_bridge                                              ? 0U
+                             : on_root                                                 ? 4U
+                             : host.pci[static_cast<std::size_t>(f.parent)].parent < 0 ? 5U
+                                                                                       : 6U;
   c.u16(0x7a, 0x0002U | (port_type << 4U));
   c.u32(0x7c, (f.reset_method.find("flr") != std::string::npos ? 1U << 28U : 0U) | 0x8fe1U);
   c.u32(0x84, f.link_generation | (f.link_width << 4U));
@@ -178,7 +187,8 @@ std::string config_space(const Host& host, std::size_t index, const Placed& plac
     capability(0x0001, 2, 0x48);  // AER
     if (f.is_bridge) {
       const auto acs = capability(0x000d, 1, 0x8);
-      c.u16(acs + 4, 0x005f);  // can: source validation, blocking, redirects, upstream forwarding, direct translated
+      c.u16(acs + 4,
+            0x005f);  // can: source validation, blocking, redirects, upstream forwarding, direct translated
       c.u16(acs + 6, host.iommu.empty() ? 0x0000 : 0x001d);  // on: what the kernel switches on with an IOMMU
     }
     if (f.vfs_total > 0) {
@@ -186,7 +196,8 @@ std::string config_space(const Host& host, std::size_t index, const Placed& plac
       const auto sriov = capability(0x0010, 1, 0x40);
       c.u16(sriov + 0x0c, f.vfs_total);
       c.u16(sriov + 0x0e, f.vfs_total);
-      c.u16(sriov + 0x14, 4);  // first VF offset: NVIDIA's virtual functions start at function 4 (vGPU user guide)
+      c.u16(sriov + 0x14,
+            4);  // first VF offset: NVIDIA's virtual functions start at function 4 (vGPU user guide)
       c.u16(sriov + 0x16, 1);
       c.u16(sriov + 0x1a, f.device_id);
       c.u32(sriov + 0x1c, 0x553);
@@ -198,13 +209,20 @@ std::string config_space(const Host& host, std::size_t index, const Placed& plac
 
 std::string_view speed_of(unsigned generation) {
   switch (generation) {
-    case 1: return "2.5 GT/s PCIe";
-    case 2: return "5.0 GT/s PCIe";
-    case 3: return "8.0 GT/s PCIe";
-    case 4: return "16.0 GT/s PCIe";
-    case 5: return "32.0 GT/s PCIe";
-    case 6: return "64.0 GT/s PCIe";
-    default: return "Unknown";
+    case 1:
+      return "2.5 GT/s PCIe";
+    case 2:
+      return "5.0 GT/s PCIe";
+    case 3:
+      return "8.0 GT/s PCIe";
+    case 4:
+      return "16.0 GT/s PCIe";
+    case 5:
+      return "32.0 GT/s PCIe";
+    case 6:
+      return "64.0 GT/s PCIe";
+    default:
+      return "Unknown";
   }
 }
 
@@ -221,9 +239,9 @@ void write_function(Writer& out, const Host& host, std::size_t index, const Plac
   set("subsystem_device", fmt::format("0x{:04x}", f.subsystem_device));
   set("class", fmt::format("0x{:06x}", f.class_code));
   set("revision", fmt::format("0x{:02x}", f.revision));
-  set("modalias", fmt::format("pci:v{:08X}d{:08X}sv{:08X}sd{:08X}bc{:02x}sc{:02x}i{:02x}", f.vendor, f.device_id,
-                              f.subsystem_vendor, f.subsystem_device, f.class_code >> 16U, (f.class_code >> 8U) & 0xffU,
-                              f.class_code & 0xffU));
+  set("modalias", fmt::format("pci:v{:08X}d{:08X}sv{:08X}sd{:08X}bc{:02x}sc{:02x}i{:02x}", f.vendor,
+                              f.device_id, f.subsystem_vendor, f.subsystem_device, f.class_code >> 16U,
+                              (f.class_code >> 8U) & 0xffU, f.class_code & 0xffU));
   set("numa_node", fmt::format("{}", f.numa), 0644);
   const auto cpus = cpus_of_node(host, f.numa);
   set("local_cpus", cpu_mask(cpus, cpu_total(host)));
@@ -261,28 +279,38 @@ void write_function(Writer& out, const Host& host, std::size_t index, const Plac
   }
   if (!host.virtual_machine && f.link_generation > 0) {
     out.file(path + "/aer_dev_correctable",
-             "RxErr 0\nBadTLP 0\nBadDLLP 0\nRollover 0\nTimeout 0\nNonFatalErr 0\nCorrIntErr 0\nHeaderOF 0\nTOTAL_ERR_COR 0\n", 0444);
+             "RxErr 0\nBadTLP 0\nBadDLLP 0\nRollover 0\nTimeout 0\nNonFatalErr 0\nCorrIntErr 0\nHeaderOF "
+             "0\nTOTAL_ERR_COR 0\n",
+             0444);
     for (const char* kind : {"nonfatal", "fatal"}) {
       out.file(fmt::format("{}/aer_dev_{}", path, kind),
-               fmt::format("Undefined 0\nDLP 0\nSDES 0\nTLP 0\nFCP 0\nCmpltTO 0\nCmpltAbrt 0\nUnxCmplt 0\nRxOF 0\nMalfTLP 0\nECRC 0\n"
-                           "UnsupReq 0\nACSViol 0\nUncorrIntErr 0\nBlockedTLP 0\nAtomicOpBlocked 0\nTLPBlockedErr 0\n"
-                           "PoisonTLPBlocked 0\nTOTAL_ERR_{} 0\n", std::string_view(kind) == "fatal" ? "FATAL" : "NONFATAL"),
+               fmt::format(
+                   "Undefined 0\nDLP 0\nSDES 0\nTLP 0\nFCP 0\nCmpltTO 0\nCmpltAbrt 0\nUnxCmplt 0\nRxOF "
+                   "0\nMalfTLP 0\nECRC 0\n"
+                   "UnsupReq 0\nACSViol 0\nUncorrIntErr 0\nBlockedTLP 0\nAtomicOpBlocked 0\nTLPBlockedErr 0\n"
+                   "PoisonTLPBlocked 0\nTOTAL_ERR_{} 0\n",
+                   std::string_view(kind) == "fatal" ? "FATAL" : "NONFATAL"),
                0444);
     }
   }
-  // Lines 0..6 are the BARs and the ROM; kernels with SR-IOV add six for virtual functions, bridges four windows.
+  // Lines 0..6 are the BARs and the ROM; kernels with SR-IOV add six for virtual functions, bridges four
+  // windows.
   const std::size_t lines = (host.virtual_machine ? 7U : 13U) + (f.is_bridge ? 4U : 0U);
   std::vector<std::string> resource(lines, "0x0000000000000000 0x0000000000000000 0x0000000000000000");
   for (const auto& bar : placed.bars) {
-    if (bar.index < lines) resource[bar.index] = fmt::format("0x{:016x} 0x{:016x} 0x{:016x}", bar.start, bar.start + bar.size - 1, bar.flags);
+    if (bar.index < lines)
+      resource[bar.index] =
+          fmt::format("0x{:016x} 0x{:016x} 0x{:016x}", bar.start, bar.start + bar.size - 1, bar.flags);
   }
   if (f.is_bridge) {
     const std::size_t windows = lines - 4;
     if (placed.window32.used()) {
-      resource[windows + 1] = fmt::format("0x{:016x} 0x{:016x} 0x{:016x}", placed.window32.first, placed.window32.last | 0xfffffU, 0x200);
+      resource[windows + 1] = fmt::format("0x{:016x} 0x{:016x} 0x{:016x}", placed.window32.first,
+                                          placed.window32.last | 0xfffffU, 0x200);
     }
     if (placed.window64.used()) {
-      resource[windows + 2] = fmt::format("0x{:016x} 0x{:016x} 0x{:016x}", placed.window64.first, placed.window64.last | 0xfffffU, 0x102201);
+      resource[windows + 2] = fmt::format("0x{:016x} 0x{:016x} 0x{:016x}", placed.window64.first,
+                                          placed.window64.last | 0xfffffU, 0x102201);
     }
   }
   std::string text;
@@ -290,8 +318,9 @@ void write_function(Writer& out, const Host& host, std::size_t index, const Plac
   out.file(path + "/resource", text, 0444);
   out.file(path + "/config", config_space(host, index, placed), 0644);
   std::string uevent = f.driver.empty() ? "" : "DRIVER=" + f.driver + "\n";
-  uevent += fmt::format("PCI_CLASS={:X}\nPCI_ID={:04X}:{:04X}\nPCI_SUBSYS_ID={:04X}:{:04X}\nPCI_SLOT_NAME={}\n", f.class_code, f.vendor,
-                        f.device_id, f.subsystem_vendor, f.subsystem_device, name);
+  uevent +=
+      fmt::format("PCI_CLASS={:X}\nPCI_ID={:04X}:{:04X}\nPCI_SUBSYS_ID={:04X}:{:04X}\nPCI_SLOT_NAME={}\n",
+                  f.class_code, f.vendor, f.device_id, f.subsystem_vendor, f.subsystem_device, name);
   out.file(path + "/uevent", uevent);
   out.link(path + "/subsystem", "sys/bus/pci");
   out.link("sys/bus/pci/devices/" + name, path);
@@ -299,7 +328,8 @@ void write_function(Writer& out, const Host& host, std::size_t index, const Plac
     const std::string driver = "sys/bus/pci/drivers/" + f.driver;
     out.link(path + "/driver", driver);
     out.link(driver + "/" + name, path);
-    for (const char* action : {"bind", "unbind", "new_id", "remove_id"}) out.file(driver + "/" + action, "", 0200);
+    for (const char* action : {"bind", "unbind", "new_id", "remove_id"})
+      out.file(driver + "/" + action, "", 0200);
   }
   if (f.iommu_group >= 0 && !host.iommu.empty()) {
     const std::string group = fmt::format("sys/kernel/iommu_groups/{}", f.iommu_group);
@@ -307,7 +337,8 @@ void write_function(Writer& out, const Host& host, std::size_t index, const Plac
     out.link(group + "/devices/" + name, path);
     out.attribute(group + "/type", host.iommu_type, 0644);
     out.attribute(group + "/reserved_regions", "0x00000000fee00000 0x00000000feefffff msi");
-    const std::string iommu = host.iommu == "amd" ? fmt::format("ivhd{}", std::max(f.numa, 0)) : fmt::format("dmar{}", std::max(f.numa, 0));
+    const std::string iommu = host.iommu == "amd" ? fmt::format("ivhd{}", std::max(f.numa, 0))
+                                                  : fmt::format("dmar{}", std::max(f.numa, 0));
     out.link(path + "/iommu", "sys/devices/virtual/iommu/" + iommu);
     out.link("sys/devices/virtual/iommu/" + iommu + "/devices/" + name, path);
   }
@@ -323,7 +354,8 @@ void write_pci(Writer& out, const Host& host, const State& state, std::string* i
     if (host.pci[i].parent < 0) order.push_back(i);
   }
   std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return std::tuple(host.pci[a].domain, host.pci[a].bus, host.pci[a].device) < std::tuple(host.pci[b].domain, host.pci[b].bus, host.pci[b].device);
+    return std::tuple(host.pci[a].domain, host.pci[a].bus, host.pci[a].device) <
+           std::tuple(host.pci[b].domain, host.pci[b].bus, host.pci[b].device);
   });
   for (const auto i : order) place(host, state, i, free, placed);
   out.directory("sys/bus/pci/devices");
@@ -348,21 +380,25 @@ void write_pci(Writer& out, const Host& host, const State& state, std::string* i
       out.link("sys/class/iommu/" + unit, path);
       if (amd) {
         out.attribute(path + "/amd-iommu/cap", "40f");
-        out.attribute(path + "/amd-iommu/features", host.interrupt_remapping ? "58f77ef22294a5a" : "58f77ef22294a52");
+        out.attribute(path + "/amd-iommu/features",
+                      host.interrupt_remapping ? "58f77ef22294a5a" : "58f77ef22294a52");
       } else {
         out.attribute(path + "/intel-iommu/version", "6:0");
-        out.attribute(path + "/intel-iommu/address", fmt::format("{:x}", 0xd5ffc000U + static_cast<unsigned>(node) * 0x10000U));
+        out.attribute(path + "/intel-iommu/address",
+                      fmt::format("{:x}", 0xd5ffc000U + static_cast<unsigned>(node) * 0x10000U));
         out.attribute(path + "/intel-iommu/cap", "19ed008c40780c66");
-        out.attribute(path + "/intel-iommu/ecap", host.interrupt_remapping ? "3ef9a6f86f0ff" : "3ef9a6f86f0f7");
+        out.attribute(path + "/intel-iommu/ecap",
+                      host.interrupt_remapping ? "3ef9a6f86f0ff" : "3ef9a6f86f0f7");
         out.attribute(path + "/intel-iommu/domains_supported", "65536");
         out.attribute(path + "/intel-iommu/domains_used", "16");
       }
     }
     out.file(host.iommu == "amd" ? "sys/firmware/acpi/tables/IVRS" : "sys/firmware/acpi/tables/DMAR",
              // Header only: signature, length, revision; DMAR flags bit 0 says interrupt remapping.
-             host.iommu == "amd" ? std::string("IVRS\x30\0\0\0\x02", 9) + std::string(39, '\0')
-                                 : std::string("DMAR\x30\0\0\0\x01", 9) + std::string(27, '\0') + std::string("\x2d", 1) +
-                                       std::string(host.interrupt_remapping ? "\x01" : "\x00", 1) + std::string(10, '\0'),
+             host.iommu == "amd"
+                 ? std::string("IVRS\x30\0\0\0\x02", 9) + std::string(39, '\0')
+                 : std::string("DMAR\x30\0\0\0\x01", 9) + std::string(27, '\0') + std::string("\x2d", 1) +
+                       std::string(host.interrupt_remapping ? "\x01" : "\x00", 1) + std::string(10, '\0'),
              0400);
   }
   for (const auto i : order) {
@@ -372,7 +408,8 @@ void write_pci(Writer& out, const Host& host, const State& state, std::string* i
     for (const auto& bar : placed[i].bars) (is_wide(bar.flags) ? all64 : all32).add(bar.start, bar.size);
     for (const auto& window : {all32, all64}) {
       if (window.used()) {
-        *iomem += fmt::format("{:08x}-{:08x} : PCI Bus {:04x}:{:02x}\n", window.first, window.last | 0xfffffU, f.domain, f.bus);
+        *iomem += fmt::format("{:08x}-{:08x} : PCI Bus {:04x}:{:02x}\n", window.first, window.last | 0xfffffU,
+                              f.domain, f.bus);
       }
     }
   }

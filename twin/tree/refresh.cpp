@@ -24,14 +24,15 @@ bool is_there(const fs::path& path) {
   return ::lstat(path.c_str(), &info) == 0;
 }
 
-// Puts a file in place by rename: readers see the old one or the new one. Nothing is synced to a disk: procfs and
-// sysfs are not on one, and this runs inside NVML calls whose time is measured.
+// Puts a file in place by rename: readers see the old one or the new one. Nothing is synced to a disk: procfs
+// and sysfs are not on one, and this runs inside NVML calls whose time is measured.
 Status replace(const fs::path& path, std::string_view content, unsigned mode) {
   const std::string fresh = fmt::format("{}.{}", path.string(), ::getpid());
   {
     const UniqueFd fd(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!fd) return errno_error(fmt::format("create {}", fresh), errno);
-    if (::write(fd.get(), content.data(), content.size()) != static_cast<ssize_t>(content.size()) || ::fchmod(fd.get(), mode) != 0) {
+    if (::write(fd.get(), content.data(), content.size()) != static_cast<ssize_t>(content.size()) ||
+        ::fchmod(fd.get(), mode) != 0) {
       return errno_error(fmt::format("write {}", fresh), errno);
     }
   }
@@ -48,7 +49,8 @@ Status ensure(const fs::path& path, std::string_view content, unsigned mode) {
 }
 
 Status capability(const fs::path& root, const fs::path& access, std::uint32_t minor) {
-  BH_CHECK(ensure(access, fmt::format("DeviceFileMinor: {}\nDeviceFileMode: 292\nDeviceFileModify: 1\n", minor), 0444));
+  BH_CHECK(ensure(
+      access, fmt::format("DeviceFileMinor: {}\nDeviceFileMode: 292\nDeviceFileModify: 1\n", minor), 0444));
   return ensure(root / fmt::format("dev/nvidia-caps/nvidia-cap{}", minor), "", 0444);
 }
 
@@ -91,10 +93,11 @@ Status refresh_instances(const fs::path& root, const Gpu& gpu) {
   return ok_status();
 }
 
-// A device that fell off the bus stays in sysfs until somebody removes it; its configuration space reads all ones.
-// The sound files wait beside the root for its return.
+// A device that fell off the bus stays in sysfs until somebody removes it; its configuration space reads all
+// ones. The sound files wait beside the root for its return.
 Status refresh_bus(const fs::path& root, const Gpu& gpu) {
-  const std::string address = fmt::format("{:04x}:{:02x}:{:02x}.0", gpu.pci_domain, gpu.pci_bus, gpu.pci_device);
+  const std::string address =
+      fmt::format("{:04x}:{:02x}:{:02x}.0", gpu.pci_domain, gpu.pci_bus, gpu.pci_device);
   const fs::path device = root / "sys/bus/pci/devices" / address;
   const fs::path kept = root.parent_path() / "lost" / address;
   const bool is_lost = is_there(kept / "config");
@@ -130,7 +133,8 @@ Status refresh_processes(const fs::path& root, const State& state) {
     pids.insert(pid);
     const fs::path path = root / "proc" / pid;
     if (process.start_time != 0) {
-      if (!is_there(path) && ::symlink(fmt::format("/proc/{}", pid).c_str(), path.c_str()) != 0 && errno != EEXIST) {
+      if (!is_there(path) && ::symlink(fmt::format("/proc/{}", pid).c_str(), path.c_str()) != 0 &&
+          errno != EEXIST) {
         return errno_error(fmt::format("link {}", path.string()), errno);
       }
       continue;
@@ -139,10 +143,19 @@ Status refresh_processes(const fs::path& root, const State& state) {
     BH_CHECK(ensure(path / "comm", name + "\n", 0644));
     BH_CHECK(ensure(path / "cmdline", std::string(process.name.view()) + '\0', 0444));
     BH_CHECK(ensure(path / "cgroup", fmt::format("0::/system.slice/{}-{}.scope\n", name, pid), 0444));
-    BH_CHECK(ensure(path / "status", fmt::format("Name:\t{}\nState:\tS (sleeping)\nTgid:\t{}\nPid:\t{}\nPPid:\t1\nUid:\t1000\t1000\t1000\t1000\n", name, pid, pid), 0444));
+    BH_CHECK(ensure(
+        path / "status",
+        fmt::format(
+            "Name:\t{}\nState:\tS (sleeping)\nTgid:\t{}\nPid:\t{}\nPPid:\t1\nUid:\t1000\t1000\t1000\t1000\n",
+            name, pid, pid),
+        0444));
     // Field 22 is the start time; made from the pid, for a simulated process never restarts.
-    BH_CHECK(ensure(path / "stat", fmt::format("{} ({}) S 1 {} {} 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 {} 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n",
-                                               pid, name, pid, pid, 1000 + 100ULL * process.pid), 0444));
+    BH_CHECK(
+        ensure(path / "stat",
+               fmt::format("{} ({}) S 1 {} {} 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 {} 0 0 "
+                           "18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n",
+                           pid, name, pid, pid, 1000 + 100ULL * process.pid),
+               0444));
   }
   const auto names = list_directory(root / "proc");
   if (!names.ok()) return ok_status();
@@ -155,10 +168,13 @@ Status refresh_processes(const fs::path& root, const State& state) {
 
 // The table of TCP sockets: Fabric Manager's command port, 6666 as shipped, while its unit is active.
 Status refresh_sockets(const fs::path& root, const State& state) {
-  std::string table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+  std::string table =
+      "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
   for (const auto& unit : state.units) {
     if (unit.used == 0 || unit.active == 0 || !unit.name.view().starts_with("nvidia-fabricmanager")) continue;
-    table += "   0: 0100007F:1A0A 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0000000000000000 100 0 0 10 0\n";
+    table +=
+        "   0: 0100007F:1A0A 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 "
+        "0000000000000000 100 0 0 10 0\n";
   }
   const fs::path path = root / "proc/net/tcp";
   if (const auto now = read_file(path); now.ok() && *now == table) return ok_status();
@@ -174,7 +190,9 @@ struct XidText {
 };
 constexpr XidText xid_texts[] = {
     {13, "Graphics SM Warp Exception on (GPC 0, TPC 0, SM 0): Out Of Range Address"},
-    {31, "Ch 00000008, intr 10000000. MMU Fault: ENGINE GRAPHICS GPCCLIENT_T1_0 faulted @ 0x7f2c_a4000000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_READ"},
+    {31,
+     "Ch 00000008, intr 10000000. MMU Fault: ENGINE GRAPHICS GPCCLIENT_T1_0 faulted @ 0x7f2c_a4000000. Fault "
+     "is of type FAULT_PDE ACCESS_TYPE_VIRT_READ"},
     {43, "Ch 00000008, engmask 00000101"},
     {45, "Preemptive Removal, Ch 00000008"},
     {48, "DBE (double bit error) ECC Error"},
@@ -185,7 +203,8 @@ constexpr XidText xid_texts[] = {
     {92, "High single bit ECC error rate"},
     {94, "Contained: SM (0x1). RST: No, D-RST: No"},
     {95, "Uncontained: LTC TAG (0x2,0x0). RST: Yes, D-RST: No"},
-    {119, "Timeout after 45s of waiting for RPC response from GPU0 GSP! Expected function 76 (GSP_RM_CONTROL)"},
+    {119,
+     "Timeout after 45s of waiting for RPC response from GPU0 GSP! Expected function 76 (GSP_RM_CONTROL)"},
     {120, "GSP task exception: 0x5"},
 };
 
@@ -207,8 +226,9 @@ Status log_xid(const fs::path& root, const State& state, const Event& event) {
   for (const auto& row : xid_texts) {
     if (row.xid == event.xid) text = row.text;
   }
-  const std::string holder = event.pid == 0 ? std::string("pid='<unknown>', name=<unknown>")
-                                            : fmt::format("pid={}, name={}", event.pid, printable(event.process.view(), 64));
+  const std::string holder =
+      event.pid == 0 ? std::string("pid='<unknown>', name=<unknown>")
+                     : fmt::format("pid={}, name={}", event.pid, printable(event.process.view(), 64));
   std::string where = fmt::format("PCI:{:04x}:{:02x}:{:02x}", gpu.pci_domain, gpu.pci_bus, gpu.pci_device);
   if (event.gpu_instance != none) where += fmt::format(" GPU-I:{:02}", event.gpu_instance);
   const std::string line = fmt::format("NVRM: Xid ({}): {}, {}, {}", where, event.xid, holder, text);

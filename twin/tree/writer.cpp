@@ -44,7 +44,8 @@ void Writer::file(const std::string& path, std::string_view content, unsigned mo
     }
     content.remove_prefix(static_cast<std::size_t>(n));
   }
-  if (mode != 0600 && ::fchmod(fd.get(), mode) != 0) error_ = errno_error(fmt::format("chmod {}", full.string()), errno);
+  if (mode != 0600 && ::fchmod(fd.get(), mode) != 0)
+    error_ = errno_error(fmt::format("chmod {}", full.string()), errno);
 }
 
 void Writer::attribute(const std::string& path, std::string_view value, unsigned mode) {
@@ -56,7 +57,8 @@ void Writer::link(const std::string& path, const std::string& target) {
   const auto slash = path.rfind('/');
   if (slash != std::string::npos) directory(path.substr(0, slash));
   if (error_) return;
-  const auto relative = std::filesystem::path(target).lexically_relative(std::filesystem::path(path).parent_path());
+  const auto relative =
+      std::filesystem::path(target).lexically_relative(std::filesystem::path(path).parent_path());
   if (::symlink(relative.c_str(), (root_ / path).c_str()) != 0 && errno != EEXIST) {
     error_ = errno_error(fmt::format("link {}", (root_ / path).string()), errno);
   }
@@ -78,16 +80,20 @@ std::string cpu_mask(const std::vector<unsigned>& cpus, unsigned total) {
   return out;
 }
 
-unsigned cpu_total(const Host& host) { return host.cpu.sockets * host.cpu.cores_per_socket * host.cpu.threads_per_core; }
+unsigned cpu_total(const Host& host) {
+  return host.cpu.sockets * host.cpu.cores_per_socket * host.cpu.threads_per_core;
+}
 
-// Linux numbers the first thread of every core first, then the second threads; nodes share their socket's cores.
+// Linux numbers the first thread of every core first, then the second threads; nodes share their socket's
+// cores.
 std::vector<unsigned> cpus_of_node(const Host& host, int node) {
   std::vector<unsigned> out;
   const unsigned cores = host.cpu.sockets * host.cpu.cores_per_socket;
   const auto nodes = static_cast<unsigned>(host.numa_memory_kib.size());
   for (unsigned thread = 0; thread < host.cpu.threads_per_core; ++thread) {
     for (unsigned core = 0; core < cores; ++core) {
-      if (node < 0 || core * nodes / cores == static_cast<unsigned>(node)) out.push_back(thread * cores + core);
+      if (node < 0 || core * nodes / cores == static_cast<unsigned>(node))
+        out.push_back(thread * cores + core);
     }
   }
   return out;
