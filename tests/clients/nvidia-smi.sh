@@ -91,16 +91,16 @@ run "$smi" mig -i 1 -lgi
 exits "mig -lgi on a board without MIG exits 6 (not found)" 6
 run "$smi" -i 0 -mig 0
 says "-mig 0 with instances stays pending" 'pending disable state'
-"$BIN/bulkhead" twin attach 0:1:0 --pid 4711 --name python3 --dir "$twin" >/dev/null 2>"$scratch/attach" || true
-run "$smi" --query-compute-apps=pid,process_name --format=csv,noheader
-if [ -s "$scratch/attach" ]; then not_ok "a process can be attached to a slice" "$(cat "$scratch/attach")"; else
-  is "--query-compute-apps lists the attached process" "4711, python3" "$output"
-  run "$smi" mig -i 0 -gi 1 -dci
-  exits "destroying a busy compute instance exits 19 (in use)" 19
-  "$BIN/bulkhead" twin detach --all --dir "$twin" >/dev/null
-fi
+pid=$("$BIN/bulkhead" twin attach 0:1:0 --name python3 --memory 20GiB --dir "$twin")
+run "$smi" --query-compute-apps=pid,process_name,used_memory --format=csv,noheader
+is "--query-compute-apps lists the process attached to a slice" "$pid, python3, 20480 MiB" "$output"
+run "$smi" -i 0
+says "the default page shows it under its instances" "^\\| +0 +1 +0 +$pid +C +python3 +20480MiB"
+run "$smi" mig -i 0 -gi 1 -dci
+exits "destroying a busy compute instance exits 19 (in use)" 19
+"$BIN/bulkhead" twin detach --all --dir "$twin" >/dev/null
 run "$smi" -i 0 -am 1
-exits "accounting on a board in MIG mode exits 3 (not supported)" 3
+says "accounting on a board in MIG mode is not supported" 'Unable to set Accounting Mode .*: Not Supported'
 run "$smi" mig -i 0 -dci
 exits "mig -dci exits 0" 0
 run "$smi" mig -i 0 -dgi
@@ -133,3 +133,5 @@ fi
 twin_up l40s-4
 run "$smi" -i 0 -mig 1
 says "-mig 1 on a chip without MIG says so" 'Unable to enable MIG Mode .*: Not Supported'
+run "$smi" -i 0 -r
+exits "a reset of a board whose primary function nobody can name exits 3 (not supported)" 3
