@@ -825,12 +825,13 @@ Result<mig::Geometry> Nvml::geometry(Device device) {
   return geometry;
 }
 
-Result<std::vector<GpuInstance>> Nvml::instances(Device device) {
+Result<std::vector<GpuInstance>> Nvml::instances(Device device, std::optional<unsigned> only) {
   Table& t = *table_;
   const nvmlDevice_t gpu = handle_of(device);
   BH_TRY(const mig::Geometry profiles, geometry(device));
   std::vector<GpuInstance> all;
   for (const mig::Profile& profile : profiles.profiles) {
+    if (only && profile.id != *only) continue;
     // The driver writes up to the profile's instance count and does not look at ours: room for any sane
     // number.
     nvmlGpuInstance_t found[sane] = {};

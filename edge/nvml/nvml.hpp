@@ -129,7 +129,8 @@ class Nvml {
   // ---- MIG
   Result<MigMode> mig_mode(Device);        // unsupported: the chip has none
   Result<mig::Geometry> geometry(Device);  // answers with MIG off as well
-  Result<std::vector<GpuInstance>> instances(Device);
+  // `only` asks for one profile alone: a fraction of the calls.
+  Result<std::vector<GpuInstance>> instances(Device, std::optional<unsigned> only = {});
   // Compute, graphics and MPS clients of the GPU and of all its instances, each pid and instance once.
   Result<std::vector<ProcessEntry>> processes(Device);
   // Only compute instances appear; `expected` (how many there are) saves asking on after the last one.

@@ -149,7 +149,7 @@ struct Hands::Acting {
 
   Status operator()(const plan::DestroyInstance& a) const {
     BH_TRY(const auto gpu, hands.device(a.gpu));
-    BH_TRY(const auto all, hands.nvml_->instances(gpu));
+    BH_TRY(const auto all, hands.nvml_->instances(gpu, a.profile_id));
     const auto found = find(all, a.profile_id, a.place);
     if (found.instance == nullptr) return ok_status();
     for (const auto& compute : found.instance->compute)
@@ -334,7 +334,7 @@ struct Hands::Looking {
 
   Result<Sight> operator()(const plan::DestroyInstance& a) const {
     BH_TRY(const auto gpu, hands.device(a.gpu));
-    auto all = hands.nvml_->instances(gpu);
+    auto all = hands.nvml_->instances(gpu, listed(a.profile_id));
     if (!all.ok()) return mode_off(gpu, std::move(all).error(), Seen::after);
     const auto found = find(*all, a.profile_id, a.place);
     if (found.instance != nullptr) {
@@ -353,7 +353,7 @@ struct Hands::Looking {
 
   Result<Sight> operator()(const plan::CreateInstance& a) const {
     BH_TRY(const auto gpu, hands.device(a.gpu));
-    auto all = hands.nvml_->instances(gpu);
+    auto all = hands.nvml_->instances(gpu, listed(a.profile_id));
     if (!all.ok()) return mode_off(gpu, std::move(all).error(), Seen::before);
     const auto found = find(*all, a.profile_id, a.place);
     if (found.instance != nullptr) {
@@ -376,6 +376,12 @@ struct Hands::Looking {
       return Sight{.seen = Seen::neither,
                    .words = fmt::format("another instance (gi {}) lies there", found.across->id)};
     return Sight{.seen = Seen::before, .words = fmt::format("nothing is at {}", place_words(a.place))};
+  }
+
+  // A step that was planned a moment ago asks for its own profile; a recovery, which must know whether
+  // somebody else has put something across the place meanwhile, for all of them.
+  std::optional<unsigned> listed(unsigned profile_id) const {
+    return detail.value("again", false) ? std::nullopt : std::optional<unsigned>(profile_id);
   }
 
   // A GPU out of MIG mode refuses to list instances: there are none.

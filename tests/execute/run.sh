@@ -73,7 +73,7 @@ first=$!
 for _ in $(seq 100); do grep -q 'power limit' "$work/first.txt" && break; sleep 0.05; done
 exits "a second apply at the same time is refused" 2 "$bulkhead" apply -f "$work/other.yaml" --yes
 says "and told who holds it" "pid $first \(bulkhead apply\)" "$out"
-wait "$first"; same "the first one ends well" 0 "$? $(tail -3 "$work/first.txt")"
+wait "$first"; same "the first one ends well" 0 "$?"
 "$bulkhead" twin mend --dir "$twin" >/dev/null 2>&1
 same "as if it had been alone" "$applied" "$(state)"
 
@@ -98,7 +98,10 @@ same "to the beginning" "$original" "$(state)"
 smi -i 0 -mig 1 >/dev/null
 smi mig -i 0 -cgi 9 -C >/dev/null
 foreign=$(state)
-exits "an instance of somebody else's is worked around" 0 "$bulkhead" apply -f "$work/node.yaml" --yes
+exits "a layout that does not fit beside somebody else's instance is refused" 1 "$bulkhead" apply -f "$work/node.yaml" --yes
+says "and the instance in the way is named" '3g.40gb \(gi 1\) at 0-3 stays' "$out"
+sed 's/layout: .*/layout: [2g.20gb, 1g.10gb]/' "$work/node.yaml" >"$work/beside.yaml"
+exits "one that fits is made beside it" 0 "$bulkhead" apply -f "$work/beside.yaml" --yes
 says "left alone" 'MIG 3g.40gb' "$(smi -L)"
 exits "rollback" 0 "$bulkhead" rollback --yes
 same "leaves it alone too" "$foreign" "$(state)"

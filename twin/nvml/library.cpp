@@ -12,6 +12,8 @@
 #include <mutex>
 #include <optional>
 
+#include "base/text.hpp"
+#include "base/fd.hpp"
 #include "base/clock.hpp"
 #include "twin/physics/physics.hpp"
 #include "twin/tree/tree.hpp"
@@ -244,6 +246,24 @@ nvmlReturn_t read_call(const char* function, std::uint32_t gpu, Entered& in,
   return code;
 }
 
+namespace {
+// The driver sees a process end when its files close; the twin looks whether the pid still is that process. Those
+// that are only simulated (start time 0) end by `twin detach`.
+void forget_ended(State& state) {
+  for (Process& process : state.processes) {
+    if (process.used == 0 || process.start_time == 0) continue;
+    const auto stat = read_file("/proc/" + std::to_string(process.pid) + "/stat", 4096);
+    const auto close = stat.ok() ? stat->rfind(')') : std::string::npos;
+    bool lives = false;
+    if (close != std::string::npos) {
+      const auto fields = split(trim(std::string_view(*stat).substr(close + 1)), ' ');  // field 3 is fields[0]
+      lives = fields.size() > 19 && fields[0] != "Z" && fields[0] != "X" && parse_u64(fields[19]) == process.start_time;
+    }
+    if (!lives) process = Process{};
+  }
+}
+}  // namespace
+
 nvmlReturn_t write_call(const char* function, std::uint32_t gpu, Entered& in, bool touches_mig,
                         Borrowed<nvmlReturn_t(State&)> change) {
   if (::geteuid() != 0) return NVML_ERROR_NO_PERMISSION;
@@ -279,6 +299,7 @@ nvmlReturn_t write_call(const char* function, std::uint32_t gpu, Entered& in, bo
     if (delay > 0) {
       if (const auto slow = planted(state, FaultKind::slow_destroy, gpu)) use_up(state.faults[*slow]);
     }
+    forget_ended(state);
     code = change(state);
     const bool half_made = name.starts_with("nvmlDeviceCreateGpuInstance") && code == NVML_SUCCESS;
     if (half_made) {
