@@ -129,11 +129,16 @@ closing() {
   [ "$total_failed" = 0 ]
 }
 
-run_suites() {  # every tests/*/run.sh, in name order; BULKHEAD_QUICK=1 leaves the long enumerations out
+run_suites() {  # every script of tests/*/, in name order; BULKHEAD_QUICK=1 leaves the long enumerations out
   export BIN=$PWD/build/bin DEPS=$PWD/build/deps
-  local script
-  for script in tests/*/run.sh; do
-    suite "$(basename "$(dirname "$script")")" bash "$script"
+  local script name
+  for script in tests/*/*.sh; do
+    name=$(basename "$script" .sh)
+    case $name in
+      lib) continue ;;
+      run) name=$(basename "$(dirname "$script")") ;;
+    esac
+    suite "$name" bash "$script"
   done
 }
 
@@ -145,7 +150,7 @@ case "${1:-help}" in
   demo)
     prepare_build
     ensure libsystemd0
-    build release bulkhead nvidia-ml >&2
+    build release bulkhead twin_nvml >&2
     exec env BIN="$PWD/build/bin" DEPS="$PWD/build/deps" bash demo/demo.sh "${@:2}"
     ;;
   test)

@@ -116,8 +116,9 @@ inline Status ok_status() { return Unit{}; }
   decl = std::move(tmp).value()
 // BH_TRY(auto bytes, read_file(path)): binds the value or returns the error.
 #define BH_TRY(decl, expr) BH_TRY_(BH_CONCAT(bh_try_, __LINE__), decl, expr)
-// BH_CHECK(write_file(path, text)): returns the error, if any.
-#define BH_CHECK(expr)                                                              \
-  do {                                                                              \
-    if (auto bh_status = (expr); !bh_status.ok()) return std::move(bh_status).error(); \
+#define BH_CHECK_(tmp, expr)                                              \
+  do {                                                                    \
+    if (auto tmp = (expr); !tmp.ok()) return std::move(tmp).error();      \
   } while (false)
+// BH_CHECK(write_file(path, text)): returns the error, if any. Nests: the name inside differs line by line.
+#define BH_CHECK(expr) BH_CHECK_(BH_CONCAT(bh_status_, __LINE__), expr)

@@ -1,0 +1,161 @@
+#!/usr/bin/env bash
+# The main job as a story: an eight-GPU machine is checked, cut, broken, healed and put back. Every "=>" line is a claim
+# that this script tests; the first that is false ends the demo with exit 1. Nothing of this machine is changed: the
+# simulated one lives in a temporary directory.
+set -uo pipefail
+: "${BIN:=$PWD/build/bin}" "${DEPS:=$PWD/build/deps}"
+bulkhead=$BIN/bulkhead
+smi=$DEPS/usr/lib/nvidia/current/nvidia-smi
+examples=$(cd "$(dirname "$0")/../examples" && pwd)
+dir=$(mktemp -d /tmp/bulkhead-demo.XXXXXX)
+twin=$dir/twin
+unset BULKHEAD_ROOT BULKHEAD_NVML BULKHEAD_STATE BULKHEAD_TWIN
+
+bold= dim= green= red= reset=
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' reset=$'\e[0m'; fi
+claims=0
+chapter() { printf '\n%s%s%s\n' "$bold" "$*" "$reset"; }
+tell() { printf '%s\n' "$*"; }
+claim() { claims=$((claims + 1)); printf '%s=> %s%s\n' "$green" "$*" "$reset"; }
+broken() {
+  printf '%s=> NOT TRUE: %s%s\n' "$red" "$*" "$reset"
+  [ -z "${out:-}" ] || printf '%s\n' "$out" | tail -40 | sed 's/^/   | /'
+  exit 1
+}
+finish() {
+  [ -e "$twin/state.bin" ] && "$bulkhead" twin down --dir "$twin" >/dev/null 2>&1
+  rm -rf "$dir"
+}
+trap finish EXIT
+
+# shown COMMAND...: prints the command as a reader would type it, then what it prints; keeps it in $out, its exit code in $code.
+shown() {
+  printf '%s$ %s%s\n' "$dim" "$(printf '%s ' "$@" | sed -E -e "s#^env (BULKHEAD[A-Z_]*=[^ ]* |LD_LIBRARY_PATH=[^ ]* )+##" -e "s#$BIN/##g" -e "s#$smi#nvidia-smi#g" -e "s#$dir/##g" -e "s#$examples/#examples/#g")" "$reset"
+  code=0
+  out=$("$@" 2>&1) || code=$?
+  printf '%s\n' "$out" | sed -e "s#$dir/##g" -e "s#$examples/#examples/#g" | head -"${lines:-60}"
+}
+quiet() { code=0; out=$("$@" 2>&1) || code=$?; }
+wants() { [ "$code" = "$1" ] || broken "${*:2} (exit $code, expected $1)"; claim "${*:2}"; }
+seen() { grep -qE -- "$1" <<<"$out" || broken "${*:2} (no /$1/ in the output)"; claim "${*:2}"; }
+
+on_host() { env BULKHEAD_ROOT="$twin/root" BULKHEAD_NVML="$twin/lib/libnvidia-ml.so.1" "$@"; }
+host() { shown env BULKHEAD_ROOT="$twin/root" BULKHEAD_NVML="$twin/lib/libnvidia-ml.so.1" "$@"; }
+# on_twin COMMAND...: any program, with the twin's driver library first.
+on_twin() { env BULKHEAD_TWIN="$twin" LD_LIBRARY_PATH="$twin/lib" "$@"; }
+smi() { shown env BULKHEAD_TWIN="$twin" LD_LIBRARY_PATH="$twin/lib" "$smi" "$@"; }
+# facts INVENTORY: what bulkhead may change on a GPU, one line a GPU.
+facts() { python3 -c 'import json, sys
+for g in json.load(sys.stdin)["gpus"]: print(g["uuid"], g["mig"]["enabled"], g["mig"]["pending"], len(g["mig"]["instances"]), g["power"]["limit_mw"], g["persistence"])' <<<"$1"; }
+mig_uuids() { on_twin "$smi" -L | awk -v gpu="GPU $1:" '/^GPU /{ mine = index($0, gpu) == 1 } mine && /MIG-/ { gsub(/[()]/, ""); print $2, $NF }'; }
+
+chapter "1. A machine with eight H100s"
+tell "The twin brings up a simulated DGX H100: its own libnvidia-ml.so.1 and a host tree, its numbers read on real GPUs."
+quiet "$bulkhead" twin up dgx-h100 --dir "$twin"
+wants 0 "the twin is up; everything below is the production code, pointed at it"
+lines=24 host "$bulkhead" inventory
+wants 0 "the inventory is read"
+[ "$(on_twin "$smi" -L | grep -c '^GPU ')" = 8 ] || broken "NVIDIA's own nvidia-smi counts eight GPUs"
+claim "NVIDIA's own nvidia-smi counts the same eight GPUs"
+original=$(on_host "$bulkhead" inventory --json)
+
+chapter "2. Is it fit for tenants? Two faults are planted"
+tell "Fabric Manager is lost, and the CPU governor was left on powersave."
+quiet "$bulkhead" twin break fabric-lost --dir "$twin"
+wants 0 "Fabric Manager is gone"
+for policy in "$twin"/root/sys/devices/system/cpu/cpufreq/policy*/scaling_governor; do echo powersave >"$policy"; done
+lines=70 host "$bulkhead" doctor --for mig
+wants 1 "the doctor says no"
+seen 'fabric\.unit' "it found Fabric Manager, from what systemd says, and names the mend"
+seen 'read: .*powersave' "it found the governor, and shows the file and the word it read there"
+quiet "$bulkhead" twin mend fabric-lost --dir "$twin"
+wants 0 "the operator mends Fabric Manager; the node file will mend the governor"
+
+chapter "3. What do we want, and what would it cost?"
+sed 's/^/   /' "$examples/dgx-h100.yaml"
+lines=24 host "$bulkhead" plan -f "$examples/dgx-h100.yaml"
+wants 0 "the plan is decided whole, before the first driver call that changes anything"
+steps=$(sed -nE 's/^([0-9]+) steps? for.*/\1/p' <<<"$out")
+claim "$steps steps, each with its reason and its undo (the first few are shown)"
+quiet on_host "$bulkhead" inventory --json
+[ "$(facts "$out")" = "$(facts "$original")" ] || broken "plan touched something"
+claim "and nothing was touched"
+
+chapter "4. Make it so"
+lines=40 host "$bulkhead" apply -f "$examples/dgx-h100.yaml" --yes
+wants 0 "applied: every step was written down, done, read back"
+host "$bulkhead" apply -f "$examples/dgx-h100.yaml" --yes
+wants 0 "a second apply does nothing"
+seen 'nothing to do' "and says so"
+host "$bulkhead" doctor --for mig
+wants 0 "the doctor is content: the governor was mended on the way"
+smi mig -lgi
+[ "$(on_twin "$smi" -L | grep -c MIG-)" = 16 ] || broken "nvidia-smi sees 16 MIG devices"
+claim "NVIDIA's own nvidia-smi sees the 16 slices, four on each of GPU 0 to 3"
+
+chapter "5. A tenant moves in, and the layout changes around it"
+quiet "$bulkhead" twin attach 0:2 --name trainer --memory 20GiB --busy 0.9 --dir "$twin"
+wants 0 "a tenant's process 'trainer' runs in the 3g.40gb of GPU 0"
+before=$(mig_uuids 0)
+lines=30 host "$bulkhead" plan -f "$examples/dgx-h100-recut.yaml"
+wants 0 "the recut destroys one idle 2g.20gb on each GPU and nothing else"
+seen 'nobody loses anything' "nobody loses anything, it says"
+[ "$(grep -cE '^ *[0-9]+ .*destroy ' <<<"$out")" = 4 ] || broken "exactly four instances are destroyed"
+claim "exactly four of the sixteen instances are destroyed; mig-parted would wipe all four GPUs"
+quiet on_host "$bulkhead" apply -f "$examples/dgx-h100-recut.yaml" --yes
+wants 0 "applied"
+after=$(mig_uuids 0)
+[ "$(grep 3g.40gb <<<"$before")" = "$(grep 3g.40gb <<<"$after")" ] || broken "the tenant's MIG device is the same one"
+claim "the tenant's MIG device is the same as before: $(grep 3g.40gb <<<"$after" | head -1)"
+on_twin "$smi" --query-compute-apps=pid,process_name --format=csv,noheader | grep -q trainer || broken "trainer still runs"
+claim "and trainer never noticed"
+
+chapter "6. kill -9 in the middle"
+tell "Going back to the first layout, with a driver that takes three seconds to destroy an instance. Then: kill -9."
+quiet "$bulkhead" twin break slow-destroy --delay-ms 3000 --times 1 --dir "$twin"
+on_host setsid "$bulkhead" apply -f "$examples/dgx-h100.yaml" --yes >"$dir/killed.log" 2>&1 &
+sleep 1
+# The whole group: the command and the worker that is inside the driver at this moment.
+pkill -KILL -f "apply -f $examples/dgx-h100.yaml" || broken "there was nothing to kill"
+wait 2>/dev/null
+grep -v Killed "$dir/killed.log" | cut -d']' -f1- | sed -e 's/ env BULKHEAD.*//' -e 's/ [^ ]*demo.sh: line.*//' -e 's/^/   /' | head -5
+host "$bulkhead" history
+seen 'running|interrupted' "the journal knows that a run was cut off"
+lines=14 host "$bulkhead" apply -f "$examples/dgx-h100.yaml" --yes
+wants 0 "the next apply settles the step in flight by reading the hardware, and finishes the job"
+host "$bulkhead" verify -f "$examples/dgx-h100.yaml"
+wants 0 "the host is exactly as the node file says"
+[ "$(grep 3g.40gb <<<"$before")" = "$(mig_uuids 0 | grep 3g.40gb)" ] || broken "the tenant's MIG device survived"
+claim "the tenant's MIG device was not touched by any of it"
+
+chapter "7. A layout that cannot be had"
+host "$bulkhead" plan -f "$examples/refused.yaml"
+wants 1 "refused, before the first driver call"
+seen '9 memory slices' "with the arithmetic"
+cat >"$dir/evict.yaml" <<'YAML'
+apiVersion: bulkhead/v1
+kind: Node
+gpus:
+  - select: {index: "0"}
+    mode: mig
+    layout: [7g.80gb]
+YAML
+host "$bulkhead" plan -f "$dir/evict.yaml"
+wants 1 "a layout that fits only without the tenant is refused as well"
+seen 'trainer' "and names who is in the way, by pid and cgroup"
+
+chapter "8. Put it back"
+quiet "$bulkhead" twin detach --all --dir "$twin"
+for attempt in 1 2 3 4 5; do
+  quiet on_host "$bulkhead" rollback --yes
+  [ "$code" = 0 ] || broken "rollback $attempt"
+  grep -q 'Nothing to take back' <<<"$out" && break
+  printf '%s$ bulkhead rollback --yes %s\n   %s\n' "$dim" "$reset" "$(tail -1 <<<"$out")"
+done
+seen 'Nothing to take back' "run after run was taken back, its steps undone in reverse order"
+quiet on_host "$bulkhead" inventory --json
+[ "$(on_twin "$smi" -L | grep -c MIG-)" = 0 ] || broken "no slice is left"
+[ "$(facts "$out")" = "$(facts "$original")" ] || broken "the GPUs are as they were found"
+claim "no slice is left; MIG modes, power limits and persistence are what the first inventory said"
+
+printf '\n%sEvery one of %s claims above was checked as it was made.%s\n' "$bold" "$claims" "$reset"
