@@ -7,7 +7,7 @@ set -uo pipefail
 bulkhead=$BIN/bulkhead
 smi=$DEPS/usr/lib/nvidia/current/nvidia-smi
 examples=$(cd "$(dirname "$0")/../examples" && pwd)
-dir=$(mktemp -d /tmp/bulkhead-demo.XXXXXX)
+dir=$(mktemp -d "${TMPDIR:-/tmp}"/bulkhead-demo.XXXXXX)
 twin=$dir/twin
 unset BULKHEAD_ROOT BULKHEAD_NVML BULKHEAD_STATE BULKHEAD_TWIN
 

@@ -6,7 +6,7 @@ export BIN DEPS BULKHEAD_QUICK
 export NO_COLOR=1 LC_ALL=C.UTF-8
 unset BULKHEAD_ROOT BULKHEAD_NVML BULKHEAD_STATE BULKHEAD_TWIN
 here=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
-work=$(mktemp -d /tmp/bulkhead-test.XXXXXX)
+work=$(mktemp -d "${TMPDIR:-/tmp}"/bulkhead-test.XXXXXX)
 passed=0 failed=0
 
 ok() { passed=$((passed + 1)); printf 'ok - %s\n' "$1"; }

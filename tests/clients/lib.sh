@@ -6,7 +6,7 @@ BIN=$(cd "${BIN:-$here/build/bin}" && pwd)
 DEPS=$(cd "${DEPS:-$here/build/deps}" && pwd)
 passed=0
 failed=0
-scratch=$(mktemp -d /tmp/bulkhead-clients-XXXXXX)
+scratch=$(mktemp -d "${TMPDIR:-/tmp}"/bulkhead-clients-XXXXXX)
 twin=$scratch/twin
 
 finish() {
