@@ -13,7 +13,7 @@
 namespace bulkhead::twin {
 namespace {
 
-class Twin : public ::testing::Test {
+class AskedTwin : public ::testing::Test {
  protected:
   void SetUp() override {
     char name[] = "/tmp/bulkhead-ask-XXXXXX";
@@ -36,7 +36,7 @@ class Twin : public ::testing::Test {
   std::filesystem::path directory;
 };
 
-TEST_F(Twin, of_the_recorded_h100_answers_every_question_as_it_did) {
+TEST_F(AskedTwin, of_the_recorded_h100_answers_every_question_as_it_did) {
   up("h100-vm");
   const auto answers = ask();
   ASSERT_TRUE(answers.ok()) << answers.error().message();
@@ -49,7 +49,7 @@ TEST_F(Twin, of_the_recorded_h100_answers_every_question_as_it_did) {
   }
 }
 
-TEST_F(Twin, that_lies_is_found_out) {
+TEST_F(AskedTwin, that_lies_is_found_out) {
   up("h100-vm", [](State& state) { state.chips[0].memory_bus_bits = 4096; });
   const auto answers = ask();
   ASSERT_TRUE(answers.ok()) << answers.error().message();
@@ -61,14 +61,14 @@ TEST_F(Twin, that_lies_is_found_out) {
                                                  "nvmlDeviceGetRowRemapperHistogram.max"}));
 }
 
-TEST_F(Twin, whose_driver_is_not_loaded_says_so) {
+TEST_F(AskedTwin, whose_driver_is_not_loaded_says_so) {
   up("h100-vm", [](State& state) { state.driver_loaded = 0; });
   const auto answers = ask();
   ASSERT_TRUE(answers.ok());
   EXPECT_EQ((*answers)["init"]["code"], 9);
 }
 
-TEST_F(Twin, that_hangs_is_given_up_in_time) {
+TEST_F(AskedTwin, that_hangs_is_given_up_in_time) {
   up("h100-vm", [](State& state) {
     state.faults[0].kind = FaultKind::hang_call;
     state.faults[0].gpu = none;
@@ -80,7 +80,7 @@ TEST_F(Twin, that_hangs_is_given_up_in_time) {
   EXPECT_EQ(answers.error().code(), Errc::timeout);
 }
 
-TEST_F(Twin, whose_library_is_missing_is_an_error_with_a_hint) {
+TEST_F(AskedTwin, whose_library_is_missing_is_an_error_with_a_hint) {
   const auto answers = ask_nvml(directory / "nowhere.so", directory);
   ASSERT_FALSE(answers.ok());
   EXPECT_EQ(answers.error().code(), Errc::unavailable);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -36,11 +37,19 @@ struct Session {
   std::size_t next_other = 0, others_used = 0;
 };
 
+// On the heap, not a static object: clients call from atexit handlers, which may run after static destructors. It
+// goes when the library is unloaded; a call after that finds a new, uninitialised one.
+std::atomic<Session*> the_session{nullptr};
+
 Session& session() {
-  static Session* const it =
-      new Session();  // lives to the end of the process: clients call from atexit handlers
-  return *it;
+  Session* now = the_session.load(std::memory_order_acquire);
+  if (now != nullptr) return *now;
+  auto made = std::make_unique<Session>();
+  if (the_session.compare_exchange_strong(now, made.get(), std::memory_order_acq_rel)) return *made.release();
+  return *now;
 }
+
+[[gnu::destructor]] void unloaded() { delete the_session.exchange(nullptr); }
 
 std::filesystem::path twin_directory() {
   if (const char* named = std::getenv("BULKHEAD_TWIN"); named != nullptr && *named != '\0') return named;
