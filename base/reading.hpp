@@ -24,7 +24,7 @@ struct Reading {
       why = result.error().message();
     }
   }
-  static Reading missing(std::string reason) {
+  static Reading missing(std::string reason) {  // NOLINT(performance-unnecessary-value-param): it is moved
     Reading r;
     r.why = std::move(reason);
     return r;

@@ -3,13 +3,15 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
+#include <fmt/format.h>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
-#include <fmt/format.h>
 
 #include "base/text.hpp"
 
@@ -24,13 +26,6 @@ namespace {
 std::string env_or(const char* name, std::string otherwise) {
   const char* value = std::getenv(name);
   return value != nullptr && *value != '\0' ? std::string(value) : std::move(otherwise);
-}
-
-// "--help" of a verb: CLI11's text, then the examples.
-std::string footer(const Verb& verb) {
-  std::string text = "\nExamples:\n";
-  for (const auto line : split_lines(verb.examples)) text += fmt::format("  {}\n", line);
-  return text;
 }
 
 unsigned terminal_width() {
@@ -66,18 +61,149 @@ std::vector<std::string> wrap(std::string_view text, std::size_t width) {
   return lines;
 }
 
+// "--help": who asks at night reads what it does, how to type it, what each option means, examples, exit
+// codes.
+class HelpPage : public CLI::Formatter {
+ public:
+  explicit HelpPage(unsigned width) : width_(std::min(width, 110U)) {}
+
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode) const override {
+    if (app->get_parent() != nullptr) name = path_of(*app);
+    std::string out = app->get_description() + "\n\nUsage: " + name;
+    std::vector<Line> positionals, options, verbs;
+    for (const CLI::Option* option : app->get_options()) {
+      if (option->get_positional()) {
+        const std::string label =
+            upper(option->get_name(true)) + (option->get_items_expected_max() > 1 ? "..." : "");
+        out += option->get_required() ? " " + label : " [" + label + "]";
+        positionals.push_back({label, option->get_description()});
+      } else {
+        std::string label = option->get_name(false, true);  // "-f,--file"
+        if (const auto comma = label.find(','); comma != std::string::npos) label.insert(comma + 1, " ");
+        const bool takes_value = option->get_items_expected_max() > 0;
+        if (takes_value) label += " " + value_of(*option);
+        if (takes_value && option->get_required())
+          out += fmt::format(" {} {}", shortest(*option), value_of(*option));
+        std::string text = option->get_description();
+        if (!option->get_default_str().empty())
+          text += fmt::format(" (default {})", option->get_default_str());
+        options.push_back({std::move(label), std::move(text)});
+      }
+    }
+    for (const CLI::App* sub : app->get_subcommands(nullptr))
+      verbs.push_back({sub->get_name(), sub->get_description()});
+    out += options.size() > 1 ? " [OPTION...]" : "";
+    out += verbs.empty() ? "\n" : " VERB ...\n";
+    std::size_t widest = 0;
+    for (const auto* lines : {&positionals, &options, &verbs}) {
+      for (const auto& line : *lines) widest = std::max(widest, width_of(line.label));
+    }
+    section(out, "", positionals, widest);
+    section(out, "Verbs:", verbs, widest);
+    section(out, "Options:", options, widest);
+    return out + app->get_footer();
+  }
+
+ private:
+  struct Line {
+    std::string label = {}, text = {};
+  };
+
+  static std::string path_of(const CLI::App& app) {
+    return app.get_parent() == nullptr ? app.get_name() : path_of(*app.get_parent()) + " " + app.get_name();
+  }
+  static std::string upper(std::string text) {
+    for (char& c : text) c = static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c);
+    return text;
+  }
+  static std::string value_of(const CLI::Option& option) {
+    std::string type = option.get_type_name();
+    type.resize(
+        std::min(type.find(':'), type.size()));  // without the checks: the description names the range
+    return type == "UINT" || type == "INT" ? "N" : type == "FLOAT" ? "X" : type;
+  }
+  static std::string shortest(const CLI::Option& option) {
+    return option.get_snames().empty() ? "--" + option.get_lnames().front()
+                                       : "-" + option.get_snames().front();
+  }
+  void section(std::string& out, std::string_view title, const std::vector<Line>& lines,
+               std::size_t widest) const {
+    if (lines.empty()) return;
+    out += "\n";
+    if (!title.empty()) out += fmt::format("{}\n", title);
+    const std::size_t indent = widest + 4;
+    for (const auto& line : lines) {
+      out += "  " + line.label;
+      out.append(indent - 2 - width_of(line.label), ' ');
+      const auto wrapped = wrap(line.text, width_ > indent + 24 ? width_ - indent : 24);
+      for (std::size_t i = 0; i < wrapped.size(); ++i) {
+        if (i > 0) out.append(indent, ' ');
+        out += wrapped[i] + "\n";
+      }
+    }
+  }
+
+  unsigned width_;
+};
+
+// What is wrong with the words that were typed, and what to type instead.
+Error mistyped(const CLI::App& app, const CLI::ParseError& error) {
+  const CLI::App* at = &app;  // the innermost verb that was understood
+  std::string path = app.get_name();
+  for (auto inner = at->get_subcommands(); !inner.empty(); inner = at->get_subcommands()) {
+    at = inner.front();
+    path += " " + at->get_name();
+  }
+  const std::string help = fmt::format("try: {} --help", path);
+  const std::string where = at == &app ? "" : path.substr(app.get_name().size() + 1) + ": ";
+  auto left = app.remaining(true);
+  left.erase(std::remove(left.begin(), left.end(), "--"), left.end());
+  if (left.empty()) {
+    return Error(Errc::invalid, printable(where + error.what()), help);
+  }
+  const std::string& word = left.front();
+  std::vector<std::string> names;
+  if (word.starts_with('-')) {
+    for (const CLI::App* owner = at; owner != nullptr; owner = owner->get_parent()) {
+      for (const CLI::Option* option : owner->get_options()) {
+        for (const auto& name : option->get_lnames()) names.push_back("--" + name);
+      }
+    }
+  } else {
+    for (const CLI::App* sub : at->get_subcommands(nullptr)) names.push_back(sub->get_name());
+  }
+  const std::vector<std::string_view> known(names.begin(), names.end());
+  const auto meant = closest(word, known);
+  const std::string_view wrong = word.starts_with('-') ? "no option"
+                                 : names.empty()       ? "not expected:"
+                                                       : "no verb";
+  return Error(Errc::invalid, fmt::format("{}{} '{}'", where, wrong, printable(word, 80)),
+               meant.empty() ? help : fmt::format("did you mean: {} {}", path, meant));
+}
+
 }  // namespace
 
 std::string paint(const Context& context, Tone tone, std::string_view text) {
   if (!context.colour || tone == Tone::plain) return std::string(text);
   const char* code = "";
   switch (tone) {
-    case Tone::plain: break;
-    case Tone::good: code = "32"; break;
-    case Tone::warn: code = "33"; break;
-    case Tone::bad: code = "31"; break;
-    case Tone::dim: code = "2"; break;
-    case Tone::bold: code = "1"; break;
+    case Tone::plain:
+      break;
+    case Tone::good:
+      code = "32";
+      break;
+    case Tone::warn:
+      code = "33";
+      break;
+    case Tone::bad:
+      code = "31";
+      break;
+    case Tone::dim:
+      code = "2";
+      break;
+    case Tone::bold:
+      code = "1";
+      break;
   }
   return fmt::format("\x1b[{}m{}\x1b[0m", code, text);
 }
@@ -125,10 +251,39 @@ std::string Table::str(const Context& context) const {
   return out;
 }
 
+std::string help_footer(std::string_view examples, std::string_view exits) {
+  std::string text = "\nExamples:\n";
+  for (const auto line : split_lines(examples)) text += fmt::format("  {}\n", line);
+  if (!exits.empty()) {
+    text += "\nExit codes:\n";
+    for (const auto one : split(exits, ';')) text += fmt::format("  {}\n", trim(one));
+  }
+  return text;
+}
+
+std::string shell_word(std::string_view text) {
+  const bool plain = !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) {
+    return std::isalnum(c) != 0 || std::strchr("/._-+:@%,=", c) != nullptr;
+  });
+  if (plain) return std::string(text);
+  std::string quoted = "'";
+  for (const char c : text) {
+    if (c == '\'') {
+      quoted += "'\\''";
+    } else {
+      quoted += c;
+    }
+  }
+  return printable(quoted + "'", 4096);
+}
+
 int fail(const Context& context, const Error& error) {
   std::fputs(fmt::format("bulkhead: {}\n", error.message()).c_str(), stderr);
   for (const auto line : split_lines(error.hint())) {
-    std::fputs(fmt::format("  {}\n", paint(Context{.colour = context.colour && ::isatty(STDERR_FILENO) == 1}, Tone::bold, line)).c_str(), stderr);
+    std::fputs(fmt::format("  {}\n", paint(Context{.colour = context.colour && ::isatty(STDERR_FILENO) == 1},
+                                           Tone::bold, line))
+                   .c_str(),
+               stderr);
   }
   return exit_could_not;
 }
@@ -146,46 +301,54 @@ int main(int argc, char** argv) {
   context.root = env_or("BULKHEAD_ROOT", "/");
   context.nvml_library = env_or("BULKHEAD_NVML", "");
   context.state_dir = env_or("BULKHEAD_STATE", "");
+  if (const auto seconds = parse_u64(env_or("BULKHEAD_DRIVER_TIMEOUT", ""));
+      seconds && *seconds >= 1 && *seconds <= 86'400)
+    context.driver_timeout_ms = static_cast<unsigned>(*seconds) * 1000;
   context.colour = ::isatty(STDOUT_FILENO) == 1 && std::getenv("NO_COLOR") == nullptr;
   context.width = terminal_width();
 
   CLI::App app("bulkhead: watertight compartments for the accelerators of a Linux host", "bulkhead");
-  app.set_version_flag("--version", "bulkhead " BULKHEAD_VERSION);
-  app.add_option("--root", context.root, "Read the host below this directory (default /; BULKHEAD_ROOT)");
-  app.add_option("--nvml", context.nvml_library, "NVML library to load (default libnvidia-ml.so.1; BULKHEAD_NVML)");
-  app.add_option("--state-dir", context.state_dir, "Journal directory (default ROOT/var/lib/bulkhead; BULKHEAD_STATE)");
+  app.formatter(std::make_shared<HelpPage>(context.width));
+  app.set_help_flag("-h,--help", "This page; every verb has its own");
+  app.set_version_flag("--version", "bulkhead " BULKHEAD_VERSION, "Print the version");
+  app.add_option("--root", context.root,
+                 "Read and change the host below this directory (default /, or BULKHEAD_ROOT)")
+      ->type_name("DIR");
+  app.add_option("--nvml", context.nvml_library,
+                 "NVML library to load (default: libnvidia-ml.so.1 by the loader's rules, or BULKHEAD_NVML)")
+      ->type_name("FILE");
+  app.add_option("--state-dir", context.state_dir,
+                 "Where the journal is (default: ROOT/var/lib/bulkhead, or BULKHEAD_STATE)")
+      ->type_name("DIR");
   app.require_subcommand(0, 1);
   app.fallthrough();
-  app.get_formatter()->column_width(34);
-  app.footer("\nEvery verb has --help with examples. Start with: bulkhead doctor");
+  app.footer(
+      "\nThese options may follow any verb, and every verb has --help with examples.\n"
+      "Exit codes: 0 done; 1 an answer you may not like (findings, differences,\n"
+      "  a refusal, your own no); 2 it could not be done.\n"
+      "Start with: bulkhead doctor\n");
 
   std::vector<std::function<int(const Context&)>> runs;
   std::vector<CLI::App*> subcommands;
   for (const Verb& verb : verbs()) {
     CLI::App* sub = app.add_subcommand(std::string(verb.name), std::string(verb.summary));
-    sub->footer(footer(verb));
+    sub->set_help_flag("-h,--help", "This page");
+    sub->footer(help_footer(verb.examples, verb.exits));
     subcommands.push_back(sub);
     runs.push_back(verb.bind(*sub));
   }
 
   try {
     app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    const CLI::App* at = &app;
+    for (auto inner = at->get_subcommands(); !inner.empty(); inner = at->get_subcommands())
+      at = inner.front();
+    return print(at->help());
   } catch (const CLI::Success& e) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
-    std::vector<std::string_view> names;
-    for (const Verb& verb : verbs()) names.push_back(verb.name);
-    std::string hint = "try: bulkhead --help";
-    for (int i = 1; i < argc; ++i) {
-      if (argv[i][0] == '-') continue;
-      if (std::find(names.begin(), names.end(), argv[i]) != names.end()) {
-        hint = fmt::format("try: bulkhead {} --help", argv[i]);
-      } else if (const auto meant = closest(argv[i], names); !meant.empty()) {
-        hint = fmt::format("did you mean: bulkhead {}", meant);
-      }
-      break;
-    }
-    return fail(context, Error(Errc::invalid, printable(e.what()), hint));
+    return fail(context, mistyped(app, e));
   }
   if (context.state_dir.empty()) context.state_dir = context.root / "var/lib/bulkhead";
   for (std::size_t i = 0; i < subcommands.size(); ++i) {

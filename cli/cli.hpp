@@ -1,5 +1,6 @@
-// The command line. A verb is a row in the table of verbs.cpp; each lives in verb_NAME.cpp. Exit codes of every
-// verb: 0 done or nothing to find, 1 an answer you will not like (findings, differences, a refusal), 2 could not.
+// The command line. A verb is a row in the table of verbs.cpp; each lives in verb_NAME.cpp. Exit codes of
+// every verb: 0 done or nothing to find, 1 an answer you may not like (findings, differences, a refusal), 2
+// could not.
 #pragma once
 
 #include <cstdio>
@@ -21,17 +22,19 @@ inline constexpr int exit_could_not = 2;
 
 // Where the host is. Production and twin differ in these values alone.
 struct Context {
-  std::filesystem::path root = "/";       // --root, BULKHEAD_ROOT: /proc, /sys, /etc are read below it
-  std::string nvml_library = {};          // --nvml, BULKHEAD_NVML: empty = libnvidia-ml.so.1 by the loader's rules
-  std::filesystem::path state_dir = {};   // --state-dir, BULKHEAD_STATE: default ROOT/var/lib/bulkhead
-  bool colour = false;                    // stdout is a terminal and NO_COLOR is not set
-  unsigned width = 100;                   // columns of the terminal
+  std::filesystem::path root = "/";  // --root, BULKHEAD_ROOT: /proc, /sys, /etc are read below it
+  std::string nvml_library = {};     // --nvml, BULKHEAD_NVML: empty = libnvidia-ml.so.1 by the loader's rules
+  std::filesystem::path state_dir = {};  // --state-dir, BULKHEAD_STATE: default ROOT/var/lib/bulkhead
+  unsigned driver_timeout_ms = 20'000;   // BULKHEAD_DRIVER_TIMEOUT, in seconds: one driver call, when looking
+  bool colour = false;                   // stdout is a terminal and NO_COLOR is not set
+  unsigned width = 100;                  // columns of the terminal
 };
 
 struct Verb {
   std::string_view name;
   std::string_view summary;
-  std::string_view examples;   // lines, each an example and what it does
+  std::string_view examples;  // lines, each an example and what it does
+  std::string_view exits;     // what 0, 1 and 2 mean here
   // Declares the verb's options on `app` and returns what to run once they are parsed.
   std::function<int(const Context&)> (*bind)(CLI::App& app);
 };
@@ -40,7 +43,8 @@ const std::vector<Verb>& verbs();
 
 int main(int argc, char** argv);
 
-// ---- printing ------------------------------------------------------------------------------------------------
+// ---- printing
+// ------------------------------------------------------------------------------------------------
 enum class Tone { plain, good, warn, bad, dim, bold };
 std::string paint(const Context& context, Tone tone, std::string_view text);
 
@@ -60,6 +64,12 @@ class Table {
 
 // Prints "bulkhead: apply: gpu 3: ...", then the hint as "  try: ..."; returns exit_could_not.
 int fail(const Context& context, const Error& error);
+
+// What follows the options in "--help".
+std::string help_footer(std::string_view examples, std::string_view exits);
+
+// A word to paste into a shell: quoted where it must be, and harmless to print.
+std::string shell_word(std::string_view text);
 
 // Writes to stdout; a closed pipe or a full disk becomes exit_could_not, never silence.
 int print(std::string_view text);

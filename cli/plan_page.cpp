@@ -34,13 +34,18 @@ void on_signal(int) { stopped = 1; }
 }  // namespace
 
 observe::Access access_of(const Context& context) {
-  return {.root = context.root, .nvml_library = context.nvml_library, .state_dir = context.state_dir};
+  return {.root = context.root,
+          .nvml_library = context.nvml_library,
+          .state_dir = context.state_dir,
+          .driver_timeout_ms = context.driver_timeout_ms};
 }
 
 std::variant<NodeText, int> load_node_file(const Context& context, const std::string& path) {
   auto text = read_file(path, limits::node_file_bytes);
   if (!text.ok()) {
-    return fail(context, std::move(text).error().in("node file"));
+    auto error = std::move(text).error().in("node file");
+    if (error.hint().empty()) error = std::move(error).with_hint("what may stand in one: bulkhead schema");
+    return fail(context, error);
   }
   auto parsed = spec::parse(*text);
   if (const auto* mistakes = std::get_if<std::vector<spec::Mistake>>(&parsed)) {

@@ -15,11 +15,13 @@ std::function<int(const Context&)> bind_apply(CLI::App& app) {
     double step_timeout = 0;
   };
   auto options = std::make_shared<Options>();
-  app.add_option("-f,--file", options->file, "The node file")->required();
+  app.add_option("-f,--file", options->file, "The node file (bulkhead schema, docs/node-file.md)")
+      ->type_name("FILE")
+      ->required();
   app.add_flag("-y,--yes", options->yes, "Do not ask");
   app.add_flag("--dry-run", options->dry, "Show the plan and stop: the same as bulkhead plan");
   app.add_flag("--evict", options->evict, "End the processes that hold what must go");
-  app.add_option("--grace", options->grace, "Seconds between SIGTERM and SIGKILL")
+  app.add_option("--grace", options->grace, "Seconds between SIGTERM and SIGKILL, at most 3600")
       ->check(CLI::Range(0U, 3600U))
       ->capture_default_str();
   app.add_flag("--adopt", options->adopt, "Take over MIG instances made by others");
@@ -51,7 +53,7 @@ std::function<int(const Context&)> bind_apply(CLI::App& app) {
           context,
           Error(Errc::invalid, "apply: nobody can be asked: standard input is no terminal; nothing was done",
                 fmt::format("look first:  bulkhead plan -f {0}\nthen:        bulkhead apply -f {0} --yes",
-                            options->file)));
+                            shell_word(options->file))));
     }
     execute::Options run{.access = access_of(context), .plan = how, .grace_ms = options->grace * 1000};
     if (options->step_timeout > 0) run.step_deadline_ms = static_cast<unsigned>(options->step_timeout * 1000);

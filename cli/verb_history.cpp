@@ -96,8 +96,11 @@ std::function<int(const Context&)> bind_history(CLI::App& app) {
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  app.add_option("run", options->run, "One run, with its steps")->check(CLI::PositiveNumber);
-  app.add_flag("--json", options->json, "For programs, with every step");
+  app.add_option("run", options->run, "One run, with its steps")->check([](const std::string& text) {
+    const auto number = parse_u64(text);
+    return number && *number > 0 ? std::string() : "'" + text + "' is no number of a run";
+  });
+  app.add_flag("--json", options->json, "Every run with every step, for programs");
   return [options](const Context& context) {
     const std::optional<std::int64_t> wanted =
         options->run > 0 ? std::optional<std::int64_t>(options->run) : std::nullopt;

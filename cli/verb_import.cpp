@@ -57,11 +57,17 @@ int run(const Context& context, const Arguments& arguments) {
                       "try: bulkhead import mig-parted FILE"));
   }
   auto text = read_file(arguments.file, limits::node_file_bytes);
-  if (!text.ok()) return fail(context, std::move(text).error().in("import"));
+  if (!text.ok())
+    return fail(context, std::move(text).error().in("import").with_hint(
+                             "name mig-parted's file: bulkhead import mig-parted config.yaml"));
   auto answer = spec::import_mig_parted(text.value());
   if (const auto* mistakes = std::get_if<std::vector<spec::Mistake>>(&answer)) {
-    std::fputs(spec::render(*mistakes, arguments.file.string()).c_str(), stderr);
-    return exit_could_not;
+    const std::string shown = printable(arguments.file.string(), 4096);
+    std::fputs(spec::render(*mistakes, shown).c_str(), stderr);
+    return fail(context, Error(Errc::invalid,
+                               fmt::format("import: {} has {} mistake{}; nothing was written", shown,
+                                           mistakes->size(), mistakes->size() == 1 ? "" : "s"),
+                               "what mig-parted reads: version: v1, then mig-configs: {NAME: [...]}"));
   }
   auto& all = std::get<std::vector<spec::Imported>>(answer);
   if (!arguments.config.empty()) {
@@ -103,7 +109,7 @@ int run(const Context& context, const Arguments& arguments) {
 std::function<int(const Context&)> bind_import(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   app.add_option("format", arguments->format, "What the file is: mig-parted")->required();
-  app.add_option("file", arguments->file, "The file to convert")->required();
+  app.add_option("file", arguments->file, "The file to convert")->type_name("FILE")->required();
   app.add_option("--config", arguments->config, "Only this named configuration");
   app.add_option("--out", arguments->out, "Write DIR/NAME.yaml for each configuration")->type_name("DIR");
   app.add_flag("--json", arguments->json, "Names, node files and remarks, for programs");

@@ -408,7 +408,8 @@ int run(const Context& context, const Options& options) {
   auto host = observe::host({.root = context.root,
                              .nvml_library = context.nvml_library,
                              .state_dir = context.state_dir,
-                             .detail = page ? observe::Detail::brief : observe::Detail::full},
+                             .detail = page ? observe::Detail::brief : observe::Detail::full,
+                             .driver_timeout_ms = context.driver_timeout_ms},
                             &cost);
   if (!host.ok()) return fail(context, std::move(host).error().in("inventory"));
   const auto chosen = std::find_if(host->gpus.begin(), host->gpus.end(), [&](const Gpu& gpu) {
@@ -469,7 +470,7 @@ int run(const Context& context, const Options& options) {
 std::function<int(const Context&)> bind_inventory(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_flag("--json", options->json, "Print everything that was read, as JSON");
-  app.add_option("--gpu", options->gpu, "Show one GPU in full")->check(CLI::Range(0, 63));
+  app.add_option("--gpu", options->gpu, "Show one GPU in full, by its index")->check(CLI::Range(0, 63));
   app.add_flag("--wide", options->wide, "Add link, IOMMU group, driver and UUID columns");
   app.add_flag("--cost", options->cost, "Add what the looking cost: driver calls and time");
   return [options](const Context& context) { return run(context, *options); };

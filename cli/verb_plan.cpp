@@ -13,8 +13,10 @@ std::function<int(const Context&)> bind_plan(CLI::App& app) {
     bool json = false, evict = false, adopt = false;
   };
   auto options = std::make_shared<Options>();
-  app.add_option("-f,--file", options->file, "The node file")->required();
-  app.add_flag("--json", options->json, "For programs");
+  app.add_option("-f,--file", options->file, "The node file (bulkhead schema, docs/node-file.md)")
+      ->type_name("FILE")
+      ->required();
+  app.add_flag("--json", options->json, "The plan, or the refusal, for programs");
   app.add_flag("--evict", options->evict, "Plan as if holders of instances that must go may be ended");
   app.add_flag("--adopt", options->adopt, "Plan as if instances made by others were ours");
   return [options](const Context& context) {
@@ -39,9 +41,9 @@ std::function<int(const Context&)> bind_plan(CLI::App& app) {
       if (const auto* plan = proposal->plan()) {
         out += render(context, *plan, proposal->host);
         if (!plan->empty())
-          out +=
-              fmt::format("\nNothing was changed. To carry it out: bulkhead apply -f {}{}{}\n", options->file,
-                          options->evict ? " --evict" : "", options->adopt ? " --adopt" : "");
+          out += fmt::format("\nNothing was changed. To carry it out: bulkhead apply -f {}{}{}\n",
+                             shell_word(options->file), options->evict ? " --evict" : "",
+                             options->adopt ? " --adopt" : "");
       } else {
         out += render(context, *proposal->refusal());
       }

@@ -16,7 +16,7 @@ std::function<int(const Context&)> bind_rollback(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_flag("-y,--yes", options->yes, "Do not ask");
   app.add_flag("--evict", options->evict, "End the processes that hold what must go");
-  app.add_option("--grace", options->grace, "Seconds between SIGTERM and SIGKILL")
+  app.add_option("--grace", options->grace, "Seconds between SIGTERM and SIGKILL, at most 3600")
       ->check(CLI::Range(0U, 3600U))
       ->capture_default_str();
   app.add_option("--step-timeout", options->step_timeout, "Seconds a step may take")

@@ -42,7 +42,7 @@ Result<std::filesystem::path> directory_of(const Options& options) {
   if (all.size() == 1) return all[0].directory;
   if (all.empty())
     return Error(Errc::not_found, "no twin is up in the default place",
-                 "bulkhead twin up dgx-h100, or name one: --dir DIR");
+                 "bring one up: bulkhead twin up dgx-h100\nor name one:   --dir DIR");
   return Error(Errc::invalid, fmt::format("{} twins are up", all.size()), "name one: --dir DIR");
 }
 
@@ -196,6 +196,12 @@ int run_command(const Context& context, const Options& o) {
       }
     } else {  // BULKHEAD_TWIN, or the only one
       const auto found = directory_of(o);
+      if (!found.ok() && !command.empty())
+        return fail(context,
+                    Error(Errc::invalid,
+                          fmt::format("twin run: '{}' is no profile, and {}", printable(command[0], 80),
+                                      found.error().message()),
+                          "like: bulkhead twin run dgx-h100 -- nvidia-smi\nprofiles: bulkhead twin list"));
       if (!found.ok()) return fail(context, found.error());
       directory = *found;
     }
@@ -222,6 +228,10 @@ std::string_view name_of(twin::DifferenceKind kind) {
 }
 
 int run_compare(const Context& context, const Options& o) {
+  const auto known = twin::profiles();
+  if (std::none_of(known.begin(), known.end(), [&](const auto& p) { return p.name == o.profile; }))
+    return fail(context, Error(Errc::not_found, fmt::format("no profile {}", printable(o.profile, 80)),
+                               "see: bulkhead twin list"));
   const auto result = twin::compare_with_real({.profile = o.profile,
                                                .real = o.real,
                                                .recording = o.recording,
@@ -290,15 +300,19 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
   auto chosen = std::make_shared<std::function<int(const Context&)>>();
   app.require_subcommand(1);
   app.fallthrough();
-  const auto verb = [&](const char* name, const char* summary, auto declare,
+  const auto verb = [&](const char* name, const char* summary, const char* examples, auto declare,
                         std::function<int(const Context&, const Options&)> act) {
     CLI::App* sub = app.add_subcommand(name, summary);
+    sub->set_help_flag("-h,--help", "This page");
+    sub->footer(help_footer(examples, {}));
     declare(*sub);
     sub->callback(
         [o, chosen, act] { *chosen = [o, act](const Context& context) { return act(context, *o); }; });
   };
   const auto on_twin = [&o](CLI::App& sub) {
-    sub.add_option("--dir", o->directory, "The twin's directory (BULKHEAD_TWIN)");
+    sub.add_option("--dir", o->directory,
+                   "The twin's directory (default: BULKHEAD_TWIN, or the only twin that is up)")
+        ->type_name("DIR");
   };
   // For the verbs that change a twin: find it, then do it.
   const auto changing = [](std::function<Status(const std::filesystem::path&, const Options&)> act,
@@ -312,26 +326,34 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
 
   verb(
       "up", "Bring a pretend machine up",
+      "bulkhead twin up dgx-h100               in the default place, as real time goes\n"
+      "bulkhead twin up dgx-h100 --dir /tmp/d  in a directory of your choice\n"
+      "bulkhead twin up h100-vm --stepped      time moves by `bulkhead twin step` alone\n"
+      "bulkhead twin up --profile-file mine.yaml --dir /tmp/d",
       [&](CLI::App& sub) {
         sub.add_option("profile", o->profile, "Which (bulkhead twin list)");
-        sub.add_option("--profile-file", o->profile_file, "A profile of your own");
+        sub.add_option("--profile-file", o->profile_file, "A profile of your own")->type_name("FILE");
         sub.add_option("--library", o->library,
                        "The twin's libnvidia-ml.so.1 (default: the one installed with bulkhead)");
         sub.add_option("--seed", o->seed, "Decides UUIDs and serial numbers");
-        sub.add_option("--fabric-manager-port", o->port, "TCP port of the pretend Fabric Manager");
+        sub.add_option("--fabric-manager-port", o->port,
+                       "TCP port of the pretend Fabric Manager (default: none)");
         sub.add_flag("--stepped", o->stepped, "Time moves by `twin step` only");
         sub.add_flag("--no-init", o->no_init, "Without the pretend systemd");
         on_twin(sub);
       },
       [](const Context& context, const Options& options) {
         if (options.profile.empty() == options.profile_file.empty()) {
-          return fail(context,
-                      Error(Errc::invalid, "one profile, or one --profile-file", "see: bulkhead twin list"));
+          return fail(context, Error(Errc::invalid, "twin up: name one profile, or one --profile-file",
+                                     "see: bulkhead twin list"));
         }
         return run_up(context, options);
       });
   verb(
       "down", "Take it away",
+      "bulkhead twin down           the only one that is up\n"
+      "bulkhead twin down dgx-h100  the one in its default place\n"
+      "bulkhead twin down --dir /tmp/d",
       [&](CLI::App& sub) {
         sub.add_option("profile", o->profile, "The twin in this profile's default directory");
         on_twin(sub);
@@ -340,9 +362,13 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
                "the twin is down"));
   verb(
       "list", "Show the profiles and the twins that are up",
+      "bulkhead twin list\n"
+      "bulkhead twin list --json",
       [&](CLI::App& sub) { sub.add_flag("--json", o->json, "For programs"); }, run_list);
   verb(
       "status", "Show a twin's GPUs, processes and faults",
+      "bulkhead twin status --dir /tmp/d\n"
+      "bulkhead twin status --json  with instance ids, units, clock",
       [&](CLI::App& sub) {
         sub.add_flag("--json", o->json, "For programs");
         on_twin(sub);
@@ -350,10 +376,13 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
       run_status);
   verb(
       "run", "Run a program in it",
+      "bulkhead twin run --dir /tmp/d -- nvidia-smi -L   in a twin that is up\n"
+      "bulkhead twin run dgx-h100 -- bulkhead inventory  in one made for this alone, gone after it\n"
+      "bulkhead twin run dgx-h100 -- bash                a shell on eight H100",
       [&](CLI::App& sub) {
         sub.add_option("words", o->words, "PROFILE -- COMMAND..., or with --dir COMMAND... alone")
             ->expected(1, -1);
-        sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1");
+        sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1")->type_name("FILE");
         sub.add_option("--seed", o->seed, "Decides UUIDs and serial numbers");
         sub.positionals_at_end();
         on_twin(sub);
@@ -361,6 +390,8 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
       run_command);
   verb(
       "step", "Let simulated time pass",
+      "bulkhead twin step 10s\n"
+      "bulkhead twin step 2m --dir /tmp/d",
       [&](CLI::App& sub) {
         sub.add_option("time", o->duration, "500ms, 10s, 2m, 1h")->required();
         on_twin(sub);
@@ -374,23 +405,36 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
       });
   verb(
       "load", "Make a GPU work, or draw power",
+      "bulkhead twin load 0 --busy 1     all of GPU 0 works\n"
+      "bulkhead twin load 0 --watts 650  it draws that, up to its limit\n"
+      "bulkhead twin load 0 --inlet 38   warm air\n"
+      "bulkhead twin load 0              the load ends",
       [&](CLI::App& sub) {
-        sub.add_option("gpu", o->gpu, "Index")->required();
+        sub.add_option("gpu", o->gpu, "Its index")->required();
         sub.add_option("--watts", o->watts, "What the board draws if nothing limits it");
         sub.add_option("--busy", o->busy, "0 to 1");
         sub.add_option("--inlet", o->inlet, "Temperature of the cooling air, C");
         on_twin(sub);
       },
-      changing(
-          [](const auto& directory, const Options& options) {
-            return twin::load(directory, options.gpu,
-                              {.watts = options.watts, .busy = options.busy, .inlet = options.inlet});
-          },
-          "done"));
+      [](const Context& context, const Options& options) {
+        const auto directory = directory_of(options);
+        if (!directory.ok()) return fail(context, directory.error());
+        const bool ends = !options.watts && !options.busy && !options.inlet;
+        return said(context,
+                    twin::load(*directory, options.gpu,
+                               {.watts = options.watts, .busy = options.busy, .inlet = options.inlet}),
+                    ends ? fmt::format("the load of GPU {} ended", options.gpu)
+                         : fmt::format("GPU {} is loaded; how it warms: bulkhead twin status", options.gpu));
+      });
   verb(
       "attach", "Put a process on a GPU or MIG instance; prints its pid",
+      "bulkhead twin attach 0 --memory 20GiB --busy 0.9  a simulated process on GPU 0\n"
+      "bulkhead twin attach 3:1:0 --name train           on compute instance 0 of GPU instance 1 of GPU 3\n"
+      "bulkhead twin attach 3:1:0 --pid $!               a real process: apply --evict can end it",
       [&](CLI::App& sub) {
-        sub.add_option("target", o->target, "GPU[:GI[:CI]]")->required();
+        sub.add_option("target", o->target,
+                       "GPU, or GPU:GI:CI with the ids of its instances (twin status --json)")
+            ->required();
         sub.add_option("--pid", o->pid, "A real process (default: a simulated one)");
         sub.add_option("--name", o->name, "Its name");
         sub.add_option("--memory", o->memory, "Device memory it holds: 20GiB");
@@ -401,6 +445,8 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
       run_attach);
   verb(
       "detach", "End processes' hold on GPUs",
+      "bulkhead twin detach 4194305  as attach printed it, or `bulkhead twin status` shows it\n"
+      "bulkhead twin detach --all",
       [&](CLI::App& sub) {
         auto* pid = sub.add_option("pid", o->pid, "Which");
         sub.add_flag("--all", o->all, "Every one")->excludes(pid);
@@ -408,17 +454,20 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
       },
       [](const Context& context, const Options& options) {
         if (options.pid == 0 && !options.all)
-          return fail(context, Error(Errc::invalid, "a pid, or --all", "bulkhead twin status"));
+          return fail(context, Error(Errc::invalid, "twin detach: name a pid, or --all",
+                                     "who is attached: bulkhead twin status"));
         const auto directory = directory_of(options);
         if (!directory.ok()) return fail(context, directory.error());
         return said(context,
                     twin::detach(*directory, options.all ? std::nullopt : std::optional(options.pid)),
-                    "done");
+                    "detached");
       });
   verb(
       "xid", "Report an XID: an NVML event and a line in the kernel log",
+      "bulkhead twin xid 3 79                GPU 3 has fallen off the bus, by the log\n"
+      "bulkhead twin xid 3 31 --pid 4194305  a page fault of one process",
       [&](CLI::App& sub) {
-        sub.add_option("gpu", o->gpu, "Index")->required();
+        sub.add_option("gpu", o->gpu, "Its index")->required();
         sub.add_option("code", o->code, "31, 48, 79 ...")->required();
         sub.add_option("--pid", o->pid, "The attached process that caused it");
         on_twin(sub);
@@ -428,43 +477,66 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
             return twin::xid(directory, options.gpu, options.code,
                              options.pid == 0 ? std::nullopt : std::optional(options.pid));
           },
-          "done"));
+          "reported: to NVML's listeners and in the kernel log"));
   verb(
       "break", "Break one thing",
+      "bulkhead twin break --list\n"
+      "bulkhead twin break lost-from-nvml --gpu 3\n"
+      "bulkhead twin break fail-call --function nvmlDeviceCreateGpuInstanceWithPlacement --code 999 --times "
+      "1\n"
+      "bulkhead twin break slow-destroy --delay-ms 5000\n"
+      "bulkhead twin break ecc --gpu 2 --count 4",
       [&](CLI::App& sub) {
         sub.add_option("fault", o->fault, "Which (--list)");
         sub.add_flag("--list", o->list, "Show the faults");
-        sub.add_option("--gpu", o->gpu, "Only on this GPU");
-        sub.add_option("--function", o->function, "The NVML function, for *-call and kill-*");
+        sub.add_flag("--json", o->json, "With --list: for programs");
+        sub.add_option("--gpu", o->gpu, "On this GPU (default: every one, where that makes sense)");
+        sub.add_option("--function", o->function,
+                       "The NVML function, for fail-call, hang-call, kill-before, kill-after");
         sub.add_option("--code", o->answer, "The nvmlReturn_t that fail-call answers");
-        sub.add_option("--delay-ms", o->delay_ms, "For hang-call and slow-destroy");
+        sub.add_option("--delay-ms", o->delay_ms, "Milliseconds, for hang-call and slow-destroy");
         sub.add_option("--times", o->times, "How often it happens (default: until mended)");
         sub.add_option("--count", o->count, "How many errors, for ecc");
         on_twin(sub);
       },
       [](const Context& context, const Options& options) {
         if (options.list || options.fault.empty()) {
+          if (options.json) {
+            Json all = Json::array();
+            for (const auto& f : twin::fault_names())
+              all.push_back({{"name", f.name}, {"summary", f.summary}});
+            return print(dump(all) + "\n");
+          }
           Table table({"FAULT", "WHAT"});
           for (const auto& f : twin::fault_names()) table.row({std::string(f.name), std::string(f.summary)});
           return print(table.str(context));
         }
         const auto directory = directory_of(options);
         if (!directory.ok()) return fail(context, directory.error());
-        return said(context,
-                    twin::break_it(*directory, {.name = options.fault,
-                                                .gpu = options.gpu,
-                                                .function = options.function,
-                                                .code = options.answer,
-                                                .delay_ms = options.delay_ms,
-                                                .times = options.times,
-                                                .count = options.count}),
-                    fmt::format("{} is broken", options.fault));
+        static constexpr std::string_view of_one_gpu[] = {"lost-from-nvml", "off-the-bus", "ecc"};
+        if (options.gpu == twin::none &&
+            std::find(std::begin(of_one_gpu), std::end(of_one_gpu), options.fault) != std::end(of_one_gpu)) {
+          return fail(context, Error(Errc::invalid, fmt::format("{} happens to one GPU", options.fault),
+                                     "name it: --gpu 3"));
+        }
+        return said(
+            context,
+            twin::break_it(*directory, {.name = options.fault,
+                                        .gpu = options.gpu,
+                                        .function = options.function,
+                                        .code = options.answer,
+                                        .delay_ms = options.delay_ms,
+                                        .times = options.times,
+                                        .count = options.count}),
+            fmt::format("broken: {}; to mend it: bulkhead twin mend {}", options.fault, options.fault));
       });
   verb(
       "mend", "Mend what was broken",
+      "bulkhead twin mend  everything\n"
+      "bulkhead twin mend lost-from-nvml --gpu 3",
       [&](CLI::App& sub) {
         sub.add_option("fault", o->fault, "Which (default: everything)");
-        sub.add_option("--gpu", o->gpu, "Only on this GPU");
+        sub.add_option("--gpu", o->gpu, "On this GPU (default: every one, where that makes sense)");
         on_twin(sub);
       },
       changing([](const auto& directory,
@@ -472,12 +544,15 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
                "mended"));
   verb(
       "compare", "Ask the real library and a twin the same questions",
+      "bulkhead twin compare h100-vm                           on a machine with one H100\n"
+      "bulkhead twin compare h100-vm --all                     readings and identities too\n"
+      "bulkhead twin compare h100-vm --recording answers.json  without a GPU",
       [&](CLI::App& sub) {
         sub.add_option("profile", o->profile, "The twin of this machine: h100-vm")->required();
         sub.add_option("--real", o->real,
                        "The real library (default libnvidia-ml.so.1 by the loader's rules)");
         sub.add_option("--recording", o->recording, "Recorded answers instead of a real library");
-        sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1");
+        sub.add_option("--library", o->library, "The twin's libnvidia-ml.so.1")->type_name("FILE");
         sub.add_option("--gpu", o->gpu, "Of the real machine");
         sub.add_flag("--json", o->json, "For programs");
         sub.add_flag("--all", o->all, "Show live readings and identities as well");

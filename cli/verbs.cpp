@@ -2,7 +2,7 @@
 
 namespace bulkhead::cli {
 
-// Each row: name, summary, examples, and bind_NAME from verb_NAME.cpp.
+// Each row: name, summary, examples, exit codes, and bind_NAME from verb_NAME.cpp.
 std::function<int(const Context&)> bind_doctor(CLI::App& app);
 std::function<int(const Context&)> bind_inventory(CLI::App& app);
 std::function<int(const Context&)> bind_schema(CLI::App& app);
@@ -21,43 +21,49 @@ const std::vector<Verb>& verbs() {
        "bulkhead doctor --for passthrough  only what passthrough needs\n"
        "bulkhead doctor --json             findings for programs\n"
        "bulkhead doctor --list             the checks, without looking",
-       bind_doctor},
+       "0 nothing to mend; 1 findings; 2 could not look", bind_doctor},
       {"inventory", "Show the host, its GPUs, MIG instances and who uses them",
        "bulkhead inventory            one page\n"
        "bulkhead inventory --gpu 3    one GPU in full\n"
        "bulkhead inventory --json     everything, for programs",
-       bind_inventory},
+       "0 shown, with what could not be read and why; 2 nothing could be read", bind_inventory},
       {"schema", "Print the JSON Schema of the node file, for editors",
-       "bulkhead schema > node.schema.json   then point the editor's YAML plugin at it", bind_schema},
+       "bulkhead schema > node.schema.json   then point the editor's YAML plugin at it",
+       "0 printed; 2 could not write", bind_schema},
       {"import", "Turn another tool's configuration into node files",
        "bulkhead import mig-parted config.yaml                        the names in it\n"
        "bulkhead import mig-parted config.yaml --config all-balanced  one as a node file\n"
        "bulkhead import mig-parted config.yaml --out nodes            each in a file of its own",
-       bind_import},
+       "0 converted; 2 the file has mistakes or could not be read", bind_import},
       {"plan", "Show what apply would do: each step, why, who loses what, and its undo",
        "bulkhead plan -f node.yaml          the steps, for people\n"
        "bulkhead plan -f node.yaml --json   for programs\n"
        "bulkhead plan -f node.yaml --evict  as if holders might be ended",
+       "0 a plan, or nothing to do; 1 refused, with reasons; 2 could not look (whether anything differs: "
+       "verify)",
        bind_plan},
       {"apply", "Make the host what a node file says, or leave it as it was",
        "bulkhead apply -f node.yaml            shows the plan, asks, carries it out\n"
        "bulkhead apply -f node.yaml --yes      without asking\n"
        "bulkhead apply -f node.yaml --dry-run  the plan alone\n"
-       "bulkhead apply -f node.yaml --evict    ends the processes that are in the way",
+       "bulkhead apply -f node.yaml --evict    ends the processes that are in the way\n"
+       "bulkhead apply -f node.yaml --adopt    takes over MIG instances made by others",
+       "0 done, or nothing to do; 1 refused, answered no, or still differs; 2 failed, and what was undone",
        bind_apply},
       {"verify", "Say whether the host still is what a node file says",
        "bulkhead verify -f node.yaml         exit 0: it is; 1: the differences\n"
        "bulkhead verify -f node.yaml --json  for monitoring",
-       bind_verify},
+       "0 as written; 1 it differs, or the file asks for what cannot be; 2 could not look", bind_verify},
       {"rollback", "Take the last apply back",
-       "bulkhead rollback          shows the undos, asks, carries them out\n"
-       "bulkhead rollback --yes    without asking",
-       bind_rollback},
+       "bulkhead rollback                shows the undos, asks, carries them out\n"
+       "bulkhead rollback --yes          without asking\n"
+       "bulkhead rollback --yes --json   for programs",
+       "0 taken back, or nothing to; 1 refused, or answered no; 2 failed, and what is left", bind_rollback},
       {"history", "Show what bulkhead did to this host",
        "bulkhead history         the runs, newest first\n"
        "bulkhead history 7       one run, step by step\n"
        "bulkhead history --json  everything",
-       bind_history},
+       "0 shown; 2 no such run, or no readable journal", bind_history},
       {"twin", "Bring up a pretend machine to try everything on",
        "bulkhead twin list                              profiles, and twins that are up\n"
        "bulkhead twin up dgx-h100 --dir /tmp/d          eight H100 that are not there\n"
@@ -65,7 +71,7 @@ const std::vector<Verb>& verbs() {
        "bulkhead twin load 0 --watts 650 --dir /tmp/d   and step 10s: warmer\n"
        "bulkhead twin break lost-from-nvml --gpu 3      one surface fails alone\n"
        "bulkhead twin down --dir /tmp/d                 gone",
-       bind_twin},
+       "0 done; 1 compare: differences; 2 could not; run: those of the program", bind_twin},
   };
   return table;
 }

@@ -69,10 +69,10 @@ Judgement empty_instances(const Evidence& e) {
     }
   }
   if (evidence.empty()) return ok("every GPU instance has a compute instance");
-  return fail(
-      fmt::format("{} GPU instances show 0 MB: a GPU instance without compute instance makes no device",
-                  evidence.size()),
-      evidence, mend);
+  return fail(fmt::format("{} 0 MB: a GPU instance without compute instance makes no device",
+                          evidence.size() == 1 ? std::string("1 GPU instance shows")
+                                               : fmt::format("{} GPU instances show", evidence.size())),
+              evidence, mend);
 }
 
 Judgement no_instances(const Evidence& e) {

@@ -127,6 +127,10 @@ class Maker {
     for (const auto& gpu : host_.gpus) {
       if (const auto at = rules.find(gpu.index); at != rules.end()) gpu_steps(gpu, *at->second);
     }
+    if (!without_nvlink_.empty()) {
+      note(fmt::format("gpu {}: under MIG {} no NVLink and no peer-to-peer", format_ranges(without_nvlink_),
+                       without_nvlink_.size() == 1 ? "it has" : "they have"));
+    }
     if (!refusal_.reasons.empty()) return std::move(refusal_);
     return std::move(plan_);
   }
@@ -148,6 +152,7 @@ class Maker {
   // ---------------------------------------------------------------------------
   std::map<unsigned, const spec::GpuRule*> match() {
     std::map<unsigned, const spec::GpuRule*> rules;
+    std::vector<unsigned> unselected;
     for (const auto& gpu : host_.gpus) {
       std::vector<std::string> lines;
       for (const auto& rule : node_.gpus) {
@@ -161,8 +166,13 @@ class Maker {
                "change one select so that each GPU has one rule");
         rules.erase(gpu.index);
       } else if (lines.empty()) {
-        note(fmt::format("gpu {}: no rule selects it; left as it is", gpu.index));
+        unselected.push_back(gpu.index);
       }
+    }
+    if (!unselected.empty()) {
+      note(fmt::format("gpu {}: no rule selects {}; left as {}", format_ranges(unselected),
+                       unselected.size() == 1 ? "it" : "them",
+                       unselected.size() == 1 ? "it is" : "they are"));
     }
     for (const auto& rule : node_.gpus) missing(rule);
     for (const auto& lost : host_.lost) {
@@ -182,15 +192,18 @@ class Maker {
                                  ? ""
                                  : fmt::format("; {} more on the PCI bus {} lost to NVML: bulkhead doctor",
                                                host_.lost.size(), host_.lost.size() == 1 ? "is" : "are");
+    const bool blind = host_.gpus.empty() && host_.lost.empty() && !host_.driver_version;
     std::vector<unsigned> absent;
     for (const auto index : rule.select.index) {
       if (std::find(indices.begin(), indices.end(), index) == indices.end()) absent.push_back(index);
     }
     if (!absent.empty()) {
       refuse(subject,
-             fmt::format("names gpu {}, and the host shows {}{}", format_ranges(absent),
-                         indices.empty() ? "none" : format_ranges(indices), lost),
-             "bulkhead inventory lists the GPUs");
+             fmt::format("names gpu {}, and the host shows {}{}{}", format_ranges(absent),
+                         indices.empty() ? "none" : format_ranges(indices), lost,
+                         blind ? fmt::format(": {}", printable(host_.driver_version.why, 200)) : ""),
+             blind ? "bulkhead doctor --for mig says what the driver lacks"
+                   : "bulkhead inventory lists the GPUs");
     }
     for (const auto& uuid : rule.select.uuid) {
       if (std::none_of(host_.gpus.begin(), host_.gpus.end(), [&](const Gpu& g) { return g.uuid == uuid; })) {
@@ -590,8 +603,7 @@ class Maker {
                        gpu.index));
       return false;
     }
-    if (wanted && gpu.nvlink.links > 0)
-      note(fmt::format("gpu {}: under MIG it has no NVLink and no peer-to-peer", gpu.index));
+    if (wanted && gpu.nvlink.links > 0) without_nvlink_.push_back(gpu.index);
     return true;
   }
 
@@ -666,9 +678,11 @@ class Maker {
     }
     std::string why = fmt::format("the layout in line {} does not fit: {}", rule.line, no.why);
     if (!holders.empty()) why += fmt::format("; held by {}", who_are(holders));
+    if (foreign) why += "; what bulkhead did not make is left alone";
     std::string way_out;
     if (!no.way_out) {
-      way_out = "make the layout smaller; bulkhead inventory shows the profiles";
+      way_out = fmt::format("make the layout smaller; profiles and how many fit: bulkhead inventory --gpu {}",
+                            gpu.index);
     } else {
       std::vector<std::string> flags;
       if (busy) flags.emplace_back("--evict");
@@ -694,6 +708,7 @@ class Maker {
   const Options& options_;
   Plan plan_ = {};
   Refusal refusal_ = {};
+  std::vector<unsigned> without_nvlink_ = {};  // GPUs that this plan takes it from
 };
 
 Json json_of(const Holder& holder) {

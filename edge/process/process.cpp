@@ -79,6 +79,8 @@ Result<Identity> look(const fs::path& root, int pid) {
 }
 
 Status terminate(const fs::path& root, const inventory::Holder& holder, unsigned grace_ms) {
+  static constexpr const char* elsewhere =
+      "end it where it runs; one that the twin simulates: bulkhead twin detach --all";
   const std::string who = fmt::format("pid {} ({})", holder.pid, holder.name);
   if (holder.pid <= 1) return Error(Errc::invalid, fmt::format("{} is not to be ended", who));
   const UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, holder.pid, 0U)));
@@ -87,7 +89,7 @@ Status terminate(const fs::path& root, const inventory::Holder& holder, unsigned
     if (errno == ESRCH) {
       if (here) return ok_status();
       // Below another root the pid may be one that only that host, or its simulation, knows.
-      return Error(Errc::unsupported, fmt::format("{} is no process of this machine", who));
+      return Error(Errc::unsupported, fmt::format("{} is no process of this machine", who), elsewhere);
     }
     return errno_error("pidfd_open " + who, errno);
   }
@@ -104,7 +106,7 @@ Status terminate(const fs::path& root, const inventory::Holder& holder, unsigned
     if (here)
       return Error(Errc::conflict,
                    fmt::format("{} has ended; the number belongs to {} now", who, real->name));
-    return Error(Errc::unsupported, fmt::format("{} is no process of this machine", who));
+    return Error(Errc::unsupported, fmt::format("{} is no process of this machine", who), elsewhere);
   }
   for (const int signal : {SIGTERM, SIGKILL}) {
     if (::syscall(SYS_pidfd_send_signal, pidfd.get(), signal, nullptr, 0U) != 0) {
