@@ -85,7 +85,8 @@ Status write_attribute(const std::filesystem::path& path, std::string_view conte
   const ssize_t put = ::write(fd.get(), content.data(), content.size());
   if (put < 0) return errno_error("write " + path.string(), errno);
   if (static_cast<std::size_t>(put) != content.size()) {
-    return Error(Errc::io, fmt::format("write {}: only {} of {} bytes taken", path.string(), put, content.size()));
+    return Error(Errc::io,
+                 fmt::format("write {}: only {} of {} bytes taken", path.string(), put, content.size()));
   }
   return ok_status();
 }
@@ -98,7 +99,8 @@ Result<std::vector<std::string>> list_directory(const std::filesystem::path& pat
     const std::string_view name = entry->d_name;
     if (name == "." || name == "..") continue;
     if (names.size() >= limits::directory_entries) {
-      return Error(Errc::invalid, fmt::format("list {}: more than {} entries", path.string(), limits::directory_entries));
+      return Error(Errc::invalid,
+                   fmt::format("list {}: more than {} entries", path.string(), limits::directory_entries));
     }
     names.emplace_back(name);
   }

@@ -14,18 +14,18 @@ namespace bulkhead {
 
 // What a caller may react to. A code exists only if some code reacts to it.
 enum class Errc {
-  invalid,       // the input is wrong; nothing was done
-  not_found,     // the named thing does not exist
-  unsupported,   // this host, driver or chip cannot do it
-  in_use,        // somebody holds the thing
-  permission,    // the caller may not
-  no_capacity,   // it does not fit (GPU slices, disk)
-  io,            // the system refused to read or write
-  timeout,       // no answer within the deadline
-  gone,          // a handle outlived its thing, a device fell off the bus
-  conflict,      // the world changed between plan and act
-  corrupt,       // outside data breaks its own rules
-  unavailable,   // the driver, daemon or bus is not there
+  invalid,      // the input is wrong; nothing was done
+  not_found,    // the named thing does not exist
+  unsupported,  // this host, driver or chip cannot do it
+  in_use,       // somebody holds the thing
+  permission,   // the caller may not
+  no_capacity,  // it does not fit (GPU slices, disk)
+  io,           // the system refused to read or write
+  timeout,      // no answer within the deadline
+  gone,         // a handle outlived its thing, a device fell off the bus
+  conflict,     // the world changed between plan and act
+  corrupt,      // outside data breaks its own rules
+  unavailable,  // the driver, daemon or bus is not there
 };
 
 std::string_view name_of(Errc code);
@@ -63,7 +63,8 @@ Error errno_error(std::string_view what, int err);
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}   // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
   Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT
 
   bool ok() const { return state_.index() == 0; }
@@ -116,9 +117,9 @@ inline Status ok_status() { return Unit{}; }
   decl = std::move(tmp).value()
 // BH_TRY(auto bytes, read_file(path)): binds the value or returns the error.
 #define BH_TRY(decl, expr) BH_TRY_(BH_CONCAT(bh_try_, __LINE__), decl, expr)
-#define BH_CHECK_(tmp, expr)                                              \
-  do {                                                                    \
-    if (auto tmp = (expr); !tmp.ok()) return std::move(tmp).error();      \
+#define BH_CHECK_(tmp, expr)                                         \
+  do {                                                               \
+    if (auto tmp = (expr); !tmp.ok()) return std::move(tmp).error(); \
   } while (false)
 // BH_CHECK(write_file(path, text)): returns the error, if any. Nests: the name inside differs line by line.
 #define BH_CHECK(expr) BH_CHECK_(BH_CONCAT(bh_status_, __LINE__), expr)

@@ -53,8 +53,12 @@ std::string join(const std::vector<std::string>& parts, std::string_view separat
   return fmt::format("{}", fmt::join(parts, separator));
 }
 
-std::optional<std::uint64_t> parse_u64(std::string_view text, int base) { return parse_int<std::uint64_t>(text, base); }
-std::optional<std::int64_t> parse_i64(std::string_view text, int base) { return parse_int<std::int64_t>(text, base); }
+std::optional<std::uint64_t> parse_u64(std::string_view text, int base) {
+  return parse_int<std::uint64_t>(text, base);
+}
+std::optional<std::int64_t> parse_i64(std::string_view text, int base) {
+  return parse_int<std::int64_t>(text, base);
+}
 
 std::optional<std::vector<unsigned>> parse_ranges(std::string_view text, std::size_t limit) {
   std::vector<unsigned> numbers;
@@ -113,10 +117,16 @@ std::string printable(std::string_view text, std::size_t limit) {
   for (std::size_t i = 0; i < text.size();) {
     if (out.size() >= limit) return out + "...";
     const auto byte = static_cast<unsigned char>(text[i]);
-    const std::size_t length = byte < 0x80 ? 1 : (byte & 0xe0U) == 0xc0 ? 2 : (byte & 0xf0U) == 0xe0 ? 3 : (byte & 0xf8U) == 0xf0 ? 4 : 0;
+    const std::size_t length = byte < 0x80              ? 1
+                               : (byte & 0xe0U) == 0xc0 ? 2
+                               : (byte & 0xf0U) == 0xe0 ? 3
+                               : (byte & 0xf8U) == 0xf0 ? 4
+                                                        : 0;
     bool good = length > 0 && i + length <= text.size() && (length > 1 || (byte >= 0x20 && byte != 0x7f));
-    for (std::size_t k = 1; good && k < length; ++k) good = (static_cast<unsigned char>(text[i + k]) & 0xc0U) == 0x80;
-    if (good && length == 2 && byte < 0xc3 && static_cast<unsigned char>(text[i + 1]) < 0xa0) good = false;  // C1 controls
+    for (std::size_t k = 1; good && k < length; ++k)
+      good = (static_cast<unsigned char>(text[i + k]) & 0xc0U) == 0x80;
+    if (good && length == 2 && byte < 0xc3 && static_cast<unsigned char>(text[i + 1]) < 0xa0)
+      good = false;  // C1 controls
     if (good) {
       out.append(text.substr(i, length));
       i += length;

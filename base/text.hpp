@@ -26,10 +26,12 @@ std::optional<std::vector<unsigned>> parse_ranges(std::string_view text, std::si
 // The other way round, shortest form.
 std::string format_ranges(std::vector<unsigned> numbers);
 
-// The candidate closest to `word` (edit distance at most a third of its length), for "did you mean"; or empty.
+// The candidate closest to `word` (edit distance at most a third of its length), for "did you mean"; or
+// empty.
 std::string_view closest(std::string_view word, const std::vector<std::string_view>& candidates);
 
-// Outside text for a terminal or a log line: control bytes and invalid UTF-8 become \xNN, at most `limit` bytes.
+// Outside text for a terminal or a log line: control bytes and invalid UTF-8 become \xNN, at most `limit`
+// bytes.
 std::string printable(std::string_view text, std::size_t limit = 512);
 
 // "39.5 GiB", "80 GiB", "512 MiB".

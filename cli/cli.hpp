@@ -44,7 +44,6 @@ const std::vector<Verb>& verbs();
 int main(int argc, char** argv);
 
 // ---- printing
-// ------------------------------------------------------------------------------------------------
 enum class Tone { plain, good, warn, bad, dim, bold };
 std::string paint(const Context& context, Tone tone, std::string_view text);
 

@@ -19,7 +19,6 @@
 namespace bulkhead::doctor {
 
 // ---- what was read
-// --------------------------------------------------------------------------------------------
 
 // How a path is looked at.
 enum class How {
@@ -82,7 +81,6 @@ struct Evidence {
 };
 
 // ---- what it means
-// --------------------------------------------------------------------------------------------
 
 enum class Verdict { ok, unknown, warn, fail };  // in order of badness
 std::string_view name_of(Verdict verdict);

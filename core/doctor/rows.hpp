@@ -32,7 +32,7 @@ Judgement waits(std::string_view check, std::string says);
 Judgement ask_the_host(const Evidence& e, std::string says);
 
 // ---- reading evidence
-// ------------------------------------------------------------------------------------------ {path, what was
+// {path, what was
 // read}; {path, "(why it could not be)"} otherwise.
 Source quote(const Evidence& e, const std::string& path);
 // The first line of `text` that holds `needle`, trimmed.
@@ -62,7 +62,6 @@ bool on_vfio(const inventory::PciDevice& device);
 std::string listed(const std::vector<std::string>& names);  // "a", "a and b", "a, b and 3 more"
 
 // ---- mending
-// ---------------------------------------------------------------------------------------------------
 enum class Family { debian, rhel, suse, other };
 Family family(const Evidence& e);
 std::string sudo(const Evidence& e, std::string command);  // prefixed unless the caller is root

@@ -1,5 +1,5 @@
-// What a host has, as observed at one moment. Values only: the engine fills it, everything else reads it. What
-// could not be read carries the reason in its Reading.
+// What a host has, as observed at one moment. Values only: the engine fills it, everything else reads it.
+// What could not be read carries the reason in its Reading.
 #pragma once
 
 #include <cstdint>
@@ -19,60 +19,61 @@ namespace bulkhead::inventory {
 // A process that holds a GPU or a slice of it. (pid, start_time) names it for ever; a pid alone does not.
 struct Holder {
   int pid = 0;
-  std::uint64_t start_time = 0;  // clock ticks since boot, field 22 of /proc/PID/stat; 0 when the process is gone
-  std::string name = {};         // comm, made printable
-  std::string cgroup = {};       // the v2 path, or empty
-  Reading<Bytes> memory = {};    // device memory
+  std::uint64_t start_time =
+      0;                    // clock ticks since boot, field 22 of /proc/PID/stat; 0 when the process is gone
+  std::string name = {};    // comm, made printable
+  std::string cgroup = {};  // the v2 path, or empty
+  Reading<Bytes> memory = {};  // device memory
   std::optional<unsigned> gpu_instance = {};
   std::optional<unsigned> compute_instance = {};
 };
 
 struct ComputeInstance {
   unsigned id = 0;
-  unsigned profile = 0;          // NVML_COMPUTE_INSTANCE_PROFILE_*
-  mig::Placement place = {};     // in compute slices of its GPU instance
-  Reading<Uuid> uuid = {};       // of the MIG device it makes: MIG-...
+  unsigned profile = 0;       // NVML_COMPUTE_INSTANCE_PROFILE_*
+  mig::Placement place = {};  // in compute slices of its GPU instance
+  Reading<Uuid> uuid = {};    // of the MIG device it makes: MIG-...
   std::vector<Holder> holders = {};
 };
 
 struct GpuInstance {
   unsigned id = 0;
-  unsigned profile = 0;      // profile id (19, 14, 9 ...)
-  std::string name = {};     // profile name
+  unsigned profile = 0;   // profile id (19, 14, 9 ...)
+  std::string name = {};  // profile name
   mig::Placement place = {};
   std::vector<ComputeInstance> compute = {};
-  bool ours = false;         // made by bulkhead on this boot, says the journal; the rest is foreign
+  bool ours = false;  // made by bulkhead on this boot, says the journal; the rest is foreign
   bool busy() const;
   std::vector<Holder> holders() const;  // of all its compute instances
 };
 
 struct PciLink {
-  double speed_gts = 0;      // GT/s per lane, 32.0 = PCIe 5
-  unsigned width = 0;        // lanes
+  double speed_gts = 0;  // GT/s per lane, 32.0 = PCIe 5
+  unsigned width = 0;    // lanes
   friend bool operator==(const PciLink&, const PciLink&) = default;
 };
 
 struct Bar {
-  unsigned index = 0;        // 0..5, 6 the ROM
-  std::uint64_t start = 0;   // bus address; 0 when unassigned
-  std::uint64_t size = 0;    // bytes; 0 when the kernel gave it no window
-  std::uint64_t flags = 0;   // as in the sysfs `resource` file
+  unsigned index = 0;       // 0..5, 6 the ROM
+  std::uint64_t start = 0;  // bus address; 0 when unassigned
+  std::uint64_t size = 0;   // bytes; 0 when the kernel gave it no window
+  std::uint64_t flags = 0;  // as in the sysfs `resource` file
 };
 
 // Any PCI function bulkhead knows something about: GPUs, NVSwitches, their siblings, virtual functions.
 struct PciDevice {
   PciAddress address = {};
   std::uint16_t vendor = 0, device = 0, subsystem_vendor = 0, subsystem_device = 0;
-  std::uint32_t class_code = 0;                  // 0x030200 = 3D controller
+  std::uint32_t class_code = 0;  // 0x030200 = 3D controller
   Reading<unsigned> iommu_group = {};
-  std::vector<PciAddress> group_siblings = {};   // other members of its group
-  Reading<int> numa_node = {};                   // missing when the kernel says -1
-  std::string local_cpus = {};                   // list format "0-15"
-  Reading<std::string> driver = {};              // missing: no driver is bound
+  std::vector<PciAddress> group_siblings = {};  // other members of its group
+  Reading<int> numa_node = {};                  // missing when the kernel says -1
+  std::string local_cpus = {};                  // list format "0-15"
+  Reading<std::string> driver = {};             // missing: no driver is bound
   Reading<PciLink> link_now = {}, link_max = {};
   std::vector<Bar> bars = {};
   bool boot_vga = false;
-  Reading<unsigned> vfs_total = {}, vfs_now = {};   // SR-IOV; missing: no such capability
+  Reading<unsigned> vfs_total = {}, vfs_now = {};    // SR-IOV; missing: no such capability
   std::optional<PciAddress> physical_function = {};  // set on a virtual function
 };
 
@@ -84,16 +85,16 @@ struct Clocks {
 };
 
 struct Power {
-  Reading<Milliwatts> draw = {};            // one-second average
-  Reading<Milliwatts> limit = {};           // enforced now
+  Reading<Milliwatts> draw = {};   // one-second average
+  Reading<Milliwatts> limit = {};  // enforced now
   Reading<Milliwatts> limit_default = {}, limit_min = {}, limit_max = {};
 };
 
 struct NvLink {
-  unsigned links = 0;       // links the chip has
+  unsigned links = 0;  // links the chip has
   unsigned active = 0;
-  Reading<std::string> fabric_state = {};  // "completed", "in progress", "not started", "not supported"
-  Reading<std::string> fabric_status = {}; // "success" or the driver's error
+  Reading<std::string> fabric_state = {};   // "completed", "in progress", "not started", "not supported"
+  Reading<std::string> fabric_status = {};  // "success" or the driver's error
 };
 
 struct EccCounts {
@@ -101,36 +102,36 @@ struct EccCounts {
 };
 
 struct Gpu {
-  unsigned index = 0;                     // NVML index
+  unsigned index = 0;  // NVML index
   Uuid uuid = {};
-  std::string model = {};                 // "NVIDIA H100 80GB HBM3"
+  std::string model = {};  // "NVIDIA H100 80GB HBM3"
   Reading<std::string> serial = {};
-  Reading<unsigned> minor = {};           // /dev/nvidiaN
+  Reading<unsigned> minor = {};  // /dev/nvidiaN
   PciDevice pci = {};
-  Bytes memory = {};                      // total; 0 when unread
+  Bytes memory = {};  // total; 0 when unread
   Reading<Bytes> memory_used = {};
   Reading<std::string> vbios = {};
   Reading<std::string> compute_capability = {};  // "9.0"
   Reading<bool> persistence = {};
   Reading<Celsius> temperature = {};
-  Reading<Celsius> margin = {};           // degrees left to the slowdown point (T.Limit)
+  Reading<Celsius> margin = {};  // degrees left to the slowdown point (T.Limit)
   Reading<Celsius> slowdown_at = {}, shutdown_at = {};
   Power power = {};
   Reading<Clocks> clocks = {}, clocks_max = {};
   Reading<std::uint64_t> clock_event_reasons = {};  // bit mask, nvml.h nvmlClocksEventReason*
   Reading<EccCounts> ecc = {};
-  Reading<std::string> virtualization = {};         // "none", "pass-through", "vgpu", ...
+  Reading<std::string> virtualization = {};  // "none", "pass-through", "vgpu", ...
   NvLink nvlink = {};
   // MIG. `mig_capable` false: the chip has none (mig_why says the driver's words).
   bool mig_capable = false;
   std::string mig_why = {};
   bool mig_now = false, mig_pending = false;
-  mig::Geometry geometry = {};                      // empty when not MIG capable
+  mig::Geometry geometry = {};  // empty when not MIG capable
   std::vector<GpuInstance> instances = {};
-  std::vector<Holder> holders = {};                 // processes on the whole GPU (MIG off)
+  std::vector<Holder> holders = {};  // processes on the whole GPU (MIG off)
   Pool pool = Pool::exclusive;
 
-  bool busy() const;                                // any holder, whole or sliced
+  bool busy() const;  // any holder, whole or sliced
   const GpuInstance* instance(unsigned id) const;
 };
 
@@ -142,7 +143,7 @@ struct LostGpu {
 
 struct NumaNode {
   unsigned id = 0;
-  std::string cpus = {};   // list format
+  std::string cpus = {};  // list format
   Bytes memory = {};
 };
 
@@ -153,10 +154,10 @@ struct SystemdUnit {
 
 struct Host {
   std::string hostname = {};
-  Reading<std::string> os = {};            // PRETTY_NAME
-  Reading<std::string> os_id = {};         // ID of os-release: debian, ubuntu, rhel ...
-  Reading<std::string> kernel = {};        // release
-  Reading<std::string> machine = {};       // "NVIDIA DGXH100", from DMI
+  Reading<std::string> os = {};       // PRETTY_NAME
+  Reading<std::string> os_id = {};    // ID of os-release: debian, ubuntu, rhel ...
+  Reading<std::string> kernel = {};   // release
+  Reading<std::string> machine = {};  // "NVIDIA DGXH100", from DMI
   Reading<std::string> cpu_model = {};
   unsigned cpus_online = 0;
   Reading<std::string> cpu_governor = {};  // of all policies, or "mixed"
@@ -170,8 +171,8 @@ struct Host {
   std::vector<LostGpu> lost = {};
   std::vector<PciDevice> nvswitches = {};
   std::vector<PciDevice> virtual_functions = {};
-  std::vector<SystemdUnit> units = {};       // the units bulkhead looks after
-  std::vector<std::string> notes = {};       // what could not be read at all, and why
+  std::vector<SystemdUnit> units = {};  // the units bulkhead looks after
+  std::vector<std::string> notes = {};  // what could not be read at all, and why
 };
 
 Json to_json(const Host& host);

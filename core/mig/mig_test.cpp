@@ -81,7 +81,6 @@ Geometry rtx_pro_6000() {
 }
 
 // ---- the brute force: every legal state of a GPU, found by adding one place after the other
-// -------------------
 using State = std::vector<NewInstance>;  // sorted
 
 struct BruteForce {

@@ -74,7 +74,6 @@ Json json_of(const std::optional<spec::ClockLock>& lock) {
 Json json_of(const std::optional<std::string>& text) { return text ? Json(*text) : Json(nullptr); }
 
 // ---- reading back, with every field checked: a journal is a file that somebody may have touched
-// ----------------
 class Fields {
  public:
   explicit Fields(const Json& json) : json_(json) {}

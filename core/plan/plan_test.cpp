@@ -104,7 +104,6 @@ spec::NodeFile node_of(const std::string& rules, const std::string& host = "") {
 }
 
 // ---- a machine that does what the steps say, and refuses what a driver refuses
-// --------------------------------
 struct Machine {
   Host host;
   Remembered remembered;
@@ -271,7 +270,6 @@ bool noted(const Plan& plan, const std::string& part) {
 }
 
 // ---- the order and the words
-// -----------------------------------------------------------------------------------
 TEST(Plan, GoesFromHostToGpuAndFromModeToLayout) {
   const Host host = host_of({h100(0), h100(1)});
   const auto node = node_of(
@@ -477,7 +475,6 @@ TEST(Plan, RefusesAmbiguousAndMissingGpusAllAtOnce) {
 }
 
 // ---- kernel arguments
-// --------------------------------------------------------------------------------------------
 TEST(KernelArguments, OweNoStepAndNoRebootWhenTheKernelHasThem) {
   Host host = host_of({});
   const auto node = node_of("", "host: {kernel_args: [quiet]}\n");
@@ -558,7 +555,6 @@ TEST(Variants, AnInstanceWithOtherComputeInstancesIsMadeAnew) {
 }
 
 // ---- thousands of hosts
-// ------------------------------------------------------------------------------------------
 Machine random_machine(std::mt19937& random) {
   const auto luck = [&](unsigned n) { return static_cast<unsigned>(random() % n); };
   std::vector<Gpu> gpus;
@@ -680,7 +676,6 @@ TEST(Plan, OnceCarriedOutIsEmptyAndItsUndosRestoreTheHost) {
 }
 
 // ---- actions as JSON
-// ---------------------------------------------------------------------------------------------
 std::vector<Action> one_of_each() {
   const Uuid gpu{"GPU-1"};
   return {SetPersistence{gpu, false, true},

@@ -1,5 +1,5 @@
-// The node file: desired state of one host, parsed once at the boundary. Parsing reports every mistake at once,
-// with line, column and a suggestion; unknown keys are mistakes.
+// The node file: desired state of one host, parsed once at the boundary. Parsing reports every mistake at
+// once, with line, column and a suggestion; unknown keys are mistakes.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct Mistake {
   unsigned line = 0, column = 0;  // from 1; 0 when there is no place to name
   std::string path = {};          // "gpus[0].layout[2]"
   std::string what = {};
-  std::string suggestion = {};    // may be empty
+  std::string suggestion = {};  // may be empty
 };
 
 enum class Mode { mig, share, exclusive };
@@ -33,19 +33,20 @@ struct PciId {
 // Which GPUs a rule is for. All given keys must match; `all` matches every GPU.
 struct Select {
   bool all = false;
-  std::vector<unsigned> index = {};      // NVML indices
+  std::vector<unsigned> index = {};  // NVML indices
   std::vector<Uuid> uuid = {};
   std::vector<PciAddress> pci = {};
-  std::vector<std::string> model = {};   // shell patterns over the model name: "*H100*"
-  std::vector<PciId> pci_id = {};        // PCI vendor and device id, as lspci -n prints them: "10de:2330"
+  std::vector<std::string> model = {};  // shell patterns over the model name: "*H100*"
+  std::vector<PciId> pci_id = {};       // PCI vendor and device id, as lspci -n prints them: "10de:2330"
 };
 
 // One line of a MIG layout. The profile stays a name: only the GPU's own geometry can resolve it.
 struct Slice {
   std::string profile = {};
-  std::optional<unsigned> at = {};           // start in memory slices, when the placement matters
-  std::vector<std::string> compute = {};     // compute instances, "1c" ...; empty: one that fills the GPU instance
-  unsigned line = 0, column = 0;             // where it was written
+  std::optional<unsigned> at = {};  // start in memory slices, when the placement matters
+  std::vector<std::string> compute =
+      {};                         // compute instances, "1c" ...; empty: one that fills the GPU instance
+  unsigned line = 0, column = 0;  // where it was written
 };
 
 struct ClockLock {
@@ -56,7 +57,7 @@ struct ClockLock {
 struct GpuRule {
   Select select = {};
   Mode mode = Mode::exclusive;
-  std::vector<Slice> layout = {};                 // only with Mode::mig
+  std::vector<Slice> layout = {};  // only with Mode::mig
   std::optional<Milliwatts> power_limit = {};
   std::optional<ClockLock> clocks = {};
   std::optional<bool> persistence = {};
@@ -65,7 +66,7 @@ struct GpuRule {
 
 struct FabricManager {
   std::string unit = "nvidia-fabricmanager.service";
-  std::optional<unsigned> port = {};              // TCP, for the probe; the daemon's own default is 6666
+  std::optional<unsigned> port = {};  // TCP, for the probe; the daemon's own default is 6666
 };
 
 struct Unit {
@@ -74,7 +75,7 @@ struct Unit {
 };
 
 struct ModprobeFile {
-  std::string name = {};                          // file below /etc/modprobe.d, ends in .conf
+  std::string name = {};  // file below /etc/modprobe.d, ends in .conf
   std::vector<std::string> lines = {};
 };
 
@@ -87,7 +88,7 @@ struct HostRule {
 };
 
 struct NodeFile {
-  std::string name = {};                          // metadata.name, optional
+  std::string name = {};  // metadata.name, optional
   std::vector<GpuRule> gpus = {};
   HostRule host = {};
 };

@@ -276,7 +276,6 @@ TEST(NodeFile, RefusesHostileInputQuickly) {
 }
 
 // ---- round trip
-// ------------------------------------------------------------------------------------------------
 bool same(const Slice& a, const Slice& b) {
   return a.profile == b.profile && a.at == b.at && a.compute == b.compute;
 }

@@ -120,7 +120,6 @@ std::string_view name_of(StepState state) {
 }
 
 // ---- the lock
-// ------------------------------------------------------------------------------------------------
 Result<Lock> Lock::take(const fs::path& directory, std::string_view verb) {
   const fs::path path = directory / "lock";
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
@@ -174,7 +173,6 @@ Status Lock::name_worker(int pid) const {
 }
 
 // ---- SQLite
-// --------------------------------------------------------------------------------------------------
 struct Store::Database {
   fs::path file = {};
   sqlite3* handle = nullptr;
@@ -507,7 +505,6 @@ Status Store::room() const {
 }
 
 // ---- what is owned
-// -------------------------------------------------------------------------------------------
 Result<std::vector<OwnedInstance>> Store::owned(const std::string& boot_id) {
   Statement statement(database_->handle,
                       "SELECT gpu, gpu_instance, profile_id, start, generation, run, adopted FROM "
@@ -600,7 +597,6 @@ Status record(const D& database, std::int64_t run, const std::string& boot_id, c
 }  // namespace
 
 // ---- runs and steps
-// ------------------------------------------------------------------------------------------
 Result<std::int64_t> Store::begin_run(const Run& run) {
   std::int64_t id = 0;
   BH_CHECK(database_->transaction("begin a run", [&]() -> Status {

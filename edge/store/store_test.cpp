@@ -235,8 +235,7 @@ TEST_F(StoreTest, AKilledCreationLeavesNothingInTheWay) {
   ASSERT_TRUE(write_file_atomic(dir / fmt::format("journal.db.{}.new", child), "half").ok());
   ASSERT_NE(open(), nullptr);
   const auto left = list_directory(dir).value();
-  for (const auto& entry : left)
-    EXPECT_EQ(entry.find(".new"), std::string::npos) << entry;
+  for (const auto& entry : left) EXPECT_EQ(entry.find(".new"), std::string::npos) << entry;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// systemd over D-Bus. libsystemd is dlopen'ed, so a host without it is `unavailable`, not a crash. As root the
-// manager's own socket ROOT/run/systemd/private is used (no bus daemon in between); otherwise the system bus.
+// systemd over D-Bus. libsystemd is dlopen'ed, so a host without it is `unavailable`, not a crash. As root
+// the manager's own socket ROOT/run/systemd/private is used (no bus daemon in between); otherwise the system
+// bus.
 #pragma once
 
 #include <filesystem>

@@ -207,7 +207,6 @@ class Server {
   }
 
   // ---- answers
-  // -----------------------------------------------------------------------------------------------
   int answer(Client& client, sd_bus_message* m) {
     std::uint8_t type = 0;
     if (s_.get_type(m, &type) < 0 || type != SD_BUS_MESSAGE_METHOD_CALL) return 0;
@@ -458,7 +457,6 @@ class Server {
   }
 
   // ---- state
-  // -------------------------------------------------------------------------------------------------
   static std::string text(const char* s) { return s != nullptr ? s : ""; }
 
   std::string object(std::string_view name) const {

@@ -140,7 +140,6 @@ bool process_on(const State& state, std::uint32_t gpu, std::uint32_t gpu_instanc
 }
 
 // ---- mode
-// --------------------------------------------------------------------------------------------------------
 ModeAnswer set_mode(State& state, std::uint32_t gpu, bool on) {
   Gpu& g = state.gpus[gpu];
   const MigActivation how = chip_of(state, gpu).mig;
@@ -168,7 +167,6 @@ void forget(State& state, std::uint32_t gpu) {
 }
 
 // ---- profiles
-// ----------------------------------------------------------------------------------------------------
 const MigProfile* profile_by_enum(const State& state, std::uint32_t gpu, std::uint32_t nvml_enum) {
   const Chip& chip = chip_of(state, gpu);
   for (std::uint32_t i = 0; i < chip.profile_count; ++i) {
@@ -229,7 +227,6 @@ std::vector<Place> compute_places(const MigProfile& of, const ComputeProfile& pr
 }
 
 // ---- GPU instances
-// -----------------------------------------------------------------------------------------------
 std::uint32_t instance_id(const Chip& chip, Place place) {
   // A grid of 4 or 12 slices is the same tree, stretched.
   const std::uint32_t parts = chip.memory_slices / std::max(place.size, 1U);  // 1, 2, 4, 8
@@ -317,7 +314,6 @@ Code destroy(State& state, std::uint32_t gpu, std::uint32_t id) {
 }
 
 // ---- compute instances
-// -------------------------------------------------------------------------------------------
 namespace {
 std::vector<Place> compute_taken(const GpuInstance& instance) {
   std::vector<Place> places;
@@ -417,7 +413,6 @@ Code destroy_compute(State& state, std::uint32_t gpu, GpuInstance& instance, std
 }
 
 // ---- what follows from them
-// --------------------------------------------------------------------------------------
 std::vector<Device> devices(const State& state, std::uint32_t gpu) {
   std::vector<Device> found;
   if (state.gpus[gpu].mig_current == 0) return found;

@@ -35,7 +35,6 @@ struct Place {
 };
 
 // ---- mode
-// --------------------------------------------------------------------------------------------------------
 struct ModeAnswer {
   Code code = success;
   Code activation = success;  // other than success: pending changed, current did not
@@ -49,7 +48,6 @@ void reset(State& state, std::uint32_t gpu);
 void forget(State& state, std::uint32_t gpu);
 
 // ---- profiles
-// ----------------------------------------------------------------------------------------------------
 const MigProfile* profile_by_enum(const State& state, std::uint32_t gpu, std::uint32_t nvml_enum);
 const MigProfile* profile_by_id(const State& state, std::uint32_t gpu, std::uint32_t id);
 
@@ -63,7 +61,7 @@ std::optional<ComputeProfile> compute_profile(const State& state, std::uint32_t 
 std::vector<Place> compute_places(const MigProfile& of, const ComputeProfile& profile);
 
 // ---- GPU instances
-// ----------------------------------------------------------------------------------------------- The swizzid
+// The swizzid
 // of a place: 0 the whole GPU, 1-2 halves, 3-6 quarters, 7-14 eighths.
 std::uint32_t instance_id(const Chip& chip, Place place);
 // How many more of this profile fit now.
@@ -76,7 +74,6 @@ GpuInstance* find(State& state, std::uint32_t gpu, std::uint32_t id);
 const GpuInstance* find(const State& state, std::uint32_t gpu, std::uint32_t id);
 
 // ---- compute instances
-// -------------------------------------------------------------------------------------------
 std::uint32_t compute_capacity(const State& state, std::uint32_t gpu, const GpuInstance& instance,
                                const ComputeProfile& profile);
 Code create_compute(State& state, std::uint32_t gpu, GpuInstance& instance, std::uint32_t profile,
@@ -84,7 +81,6 @@ Code create_compute(State& state, std::uint32_t gpu, GpuInstance& instance, std:
 Code destroy_compute(State& state, std::uint32_t gpu, GpuInstance& instance, std::uint32_t id);
 
 // ---- what follows from them
-// --------------------------------------------------------------------------------------
 struct Device {  // a MIG device: a compute instance in its GPU instance
   const GpuInstance* instance = nullptr;
   const ComputeInstance* compute = nullptr;

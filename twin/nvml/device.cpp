@@ -190,7 +190,6 @@ std::uint64_t ecc_count(Dev d, unsigned type, unsigned counter) {
 }  // namespace
 
 // ---- the host
-// ------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlSystemGetDriverVersion(char* version, unsigned length) {
   return ask_host(__func__, version != nullptr,
                   [&](const State& s) { return put(s.driver_version.view(), version, length); });
@@ -230,7 +229,6 @@ nvmlReturn_t nvmlGetExcludedDeviceInfoByIndex(unsigned, nvmlExcludedDeviceInfo_t
 }
 
 // ---- handles
-// -------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned* count) {
   return ask_host(__func__, count != nullptr, [&](const State& s) {
     unsigned n = 0;
@@ -307,7 +305,6 @@ nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char* text, nvmlDevice_t* devic
 }
 
 // ---- identity
-// ------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char* name, unsigned length) {
   return ask(
       __func__, device, name != nullptr && length > 0,
@@ -445,7 +442,6 @@ nvmlReturn_t nvmlDeviceGetComputeMode(nvmlDevice_t device, nvmlComputeMode_t* ou
 }
 
 // ---- the link
-// ------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t* pci) {
   return ask(__func__, device, pci != nullptr, [&](Dev d) {
     fill_pci(d, *pci);
@@ -542,7 +538,6 @@ nvmlReturn_t nvmlDeviceGetPcieReplayCounter(nvmlDevice_t device, unsigned* out) 
 }
 
 // ---- memory
-// --------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t* out) {
   return ask(
       __func__, device, out != nullptr,
@@ -588,7 +583,6 @@ nvmlReturn_t nvmlDeviceGetMemoryBusWidth(nvmlDevice_t device, unsigned* out) {
 }
 
 // ---- clocks
-// --------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, nvmlClockType_t type, unsigned* out) {
   return ask(__func__, device, out != nullptr && static_cast<unsigned>(type) < NVML_CLOCK_COUNT,
              [&](Dev d) { return set(out, clock_now(d, type)); });
@@ -730,7 +724,6 @@ nvmlReturn_t nvmlDeviceGetDynamicPstatesInfo(nvmlDevice_t device, nvmlGpuDynamic
 }
 
 // ---- power and heat
-// ------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned* out) {
   return number_of(__func__, device, out, [](Dev d) { return rounded(d.gpu->watts_average * 1000); });
 }
@@ -828,7 +821,6 @@ nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, nvmlPerfPolicyTyp
 }
 
 // ---- use
-// -----------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t* out) {
   return ask(__func__, device, out != nullptr, [&](Dev d) {
     if (d.mig_on()) return NVML_ERROR_NOT_SUPPORTED;
@@ -946,7 +938,6 @@ nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, abi::Pro
 }
 
 // ---- errors
-// --------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, nvmlEnableState_t* now, nvmlEnableState_t* pending) {
   return ask(__func__, device, now != nullptr && pending != nullptr, [&](Dev d) {
     *now = enabled(d.gpu->ecc_current != 0);

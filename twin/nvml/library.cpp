@@ -13,9 +13,9 @@
 #include <mutex>
 #include <optional>
 
-#include "base/text.hpp"
-#include "base/fd.hpp"
 #include "base/clock.hpp"
+#include "base/fd.hpp"
+#include "base/text.hpp"
 #include "twin/physics/physics.hpp"
 #include "twin/tree/tree.hpp"
 
@@ -37,8 +37,8 @@ struct Session {
   std::size_t next_other = 0, others_used = 0;
 };
 
-// On the heap, not a static object: clients call from atexit handlers, which may run after static destructors. It
-// goes when the library is unloaded; a call after that finds a new, uninitialised one.
+// On the heap, not a static object: clients call from atexit handlers, which may run after static
+// destructors. It goes when the library is unloaded; a call after that finds a new, uninitialised one.
 std::atomic<Session*> the_session{nullptr};
 
 Session& session() {
@@ -70,7 +70,6 @@ nvmlReturn_t open_session(Session& s) {
 }
 
 // ---- faults
-// --------------------------------------------------------------------------------------------------------
 bool names(std::string_view planted, std::string_view function) {
   if (planted.empty() || planted == function) return true;
   // "nvmlDeviceGetCount" means its later versions too.
@@ -151,7 +150,6 @@ Struck strike(Session& s, std::string_view function, std::uint32_t gpu) {
 }
 
 // ---- handles
-// -------------------------------------------------------------------------------------------------------
 const Handle* handle_from(Session& s, const void* pointer) {
   const auto inside = [&](const auto& table) -> const Handle* {
     const auto at = reinterpret_cast<std::uintptr_t>(pointer);
@@ -256,8 +254,8 @@ nvmlReturn_t read_call(const char* function, std::uint32_t gpu, Entered& in,
 }
 
 namespace {
-// The driver sees a process end when its files close; the twin looks whether the pid still is that process. Those
-// that are only simulated (start time 0) end by `twin detach`.
+// The driver sees a process end when its files close; the twin looks whether the pid still is that process.
+// Those that are only simulated (start time 0) end by `twin detach`.
 void forget_ended(State& state) {
   for (Process& process : state.processes) {
     if (process.used == 0 || process.start_time == 0) continue;
@@ -265,8 +263,10 @@ void forget_ended(State& state) {
     const auto close = stat.ok() ? stat->rfind(')') : std::string::npos;
     bool lives = false;
     if (close != std::string::npos) {
-      const auto fields = split(trim(std::string_view(*stat).substr(close + 1)), ' ');  // field 3 is fields[0]
-      lives = fields.size() > 19 && fields[0] != "Z" && fields[0] != "X" && parse_u64(fields[19]) == process.start_time;
+      const auto fields =
+          split(trim(std::string_view(*stat).substr(close + 1)), ' ');  // field 3 is fields[0]
+      lives = fields.size() > 19 && fields[0] != "Z" && fields[0] != "X" &&
+              parse_u64(fields[19]) == process.start_time;
     }
     if (!lives) process = Process{};
   }
@@ -339,7 +339,6 @@ nvmlReturn_t write_call(const char* function, std::uint32_t gpu, Entered& in, bo
 }  // namespace
 
 // ---- which GPUs there are
-// ------------------------------------------------------------------------------------------
 bool enumerated(const State& state, std::uint32_t gpu) {
   return state.gpus[gpu].in_nvml != 0 && !planted(state, FaultKind::lost_from_nvml, gpu);
 }
@@ -373,7 +372,6 @@ std::uint64_t memory_of_processes(const State& state, std::uint32_t gpu, std::ui
 }
 
 // ---- the ways a call runs
-// ------------------------------------------------------------------------------------------
 nvmlReturn_t ask_host(const char* function, bool arguments_ok, Borrowed<nvmlReturn_t(const State&)> answer) {
   Entered in(session());
   if (in.code() != NVML_SUCCESS) return in.code();
@@ -489,7 +487,6 @@ nvmlReturn_t put(std::string_view text, char* out, std::size_t length) {
 }  // namespace bulkhead::twin::nvml
 
 // ---- the entry points that make and end a session
-// ------------------------------------------------------------------
 using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
 using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
 

@@ -123,7 +123,6 @@ nvmlReturn_t nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvmlGpuInstance
 }
 
 // ---- mode
-// ----------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceSetMigMode(nvmlDevice_t device, unsigned mode, nvmlReturn_t* activation) {
   return tell(
       __func__, device, activation != nullptr && mode <= NVML_DEVICE_MIG_ENABLE,
@@ -144,7 +143,6 @@ nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned* now, unsigned* 
 }
 
 // ---- profiles
-// ------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvmlDevice_t device, unsigned profile,
                                                  nvmlGpuInstanceProfileInfo_t* info) {
   return ask(__func__, device, info != nullptr && profile < profile_enums, [&](Dev d) {
@@ -201,7 +199,6 @@ nvmlReturn_t nvmlDeviceGetGpuInstanceRemainingCapacity(nvmlDevice_t device, unsi
 }
 
 // ---- GPU instances
-// -------------------------------------------------------------------------------------------------
 namespace {
 nvmlReturn_t create(const char* function, nvmlDevice_t device, unsigned id,
                     const nvmlGpuInstancePlacement_t* place, bool ok, nvmlGpuInstance_t* out) {
@@ -269,7 +266,6 @@ nvmlReturn_t nvmlGpuInstanceGetInfo(nvmlGpuInstance_t instance, nvmlGpuInstanceI
 }
 
 // ---- compute instances
-// ---------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t instance, unsigned profile,
                                                           unsigned engine,
                                                           nvmlComputeInstanceProfileInfo_t* info) {
@@ -410,7 +406,6 @@ nvmlReturn_t nvmlComputeInstanceGetInfo(nvmlComputeInstance_t compute, nvmlCompu
 }
 
 // ---- MIG devices
-// ---------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned* out) {
   return ask(
       __func__, device, out != nullptr,

@@ -166,7 +166,6 @@ nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t two, nvmlGpuP
 }
 
 // ---- NVLink
-// --------------------------------------------------------------------------------------------------------
 nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned link, nvmlEnableState_t* out) {
   return on_link(__func__, device, link, out != nullptr, [&](Dev d) {
     *out = d.gpu->nvlink_active[link] != 0 ? NVML_FEATURE_ENABLED : NVML_FEATURE_DISABLED;
