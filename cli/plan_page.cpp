@@ -311,7 +311,8 @@ int report(const Context& context, const execute::Outcome& outcome, bool json) {
       }
       const std::string hint = !outcome.hint.empty()                        ? outcome.hint
                                : outcome.verdict == execute::Verdict::stuck ? "try again: bulkhead rollback"
-                                                                            : "";
+                               : outcome.run ? fmt::format("step by step: bulkhead history {}", *outcome.run)
+                                             : "";
       return fail(context, Error(Errc::io, message, hint));
     }
   }
