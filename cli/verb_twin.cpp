@@ -404,6 +404,10 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
         return said(context, twin::step(*directory, *time), fmt::format("{} later", options.duration));
       });
   verb(
+      "reboot", "Reboot the host: files stay, what lives in the driver is as after a boot",
+      "bulkhead twin reboot --dir /tmp/d", [&](CLI::App& sub) { on_twin(sub); },
+      changing([](const auto& directory, const Options&) { return twin::reboot(directory); }, "rebooted"));
+  verb(
       "load", "Make a GPU work, or draw power",
       "bulkhead twin load 0 --busy 1     all of GPU 0 works\n"
       "bulkhead twin load 0 --watts 650  it draws that, up to its limit\n"

@@ -92,17 +92,6 @@ bool none_or(const Items& items, const Match& match) {
   return items.empty() || std::any_of(items.begin(), items.end(), match);
 }
 
-bool selected(const spec::Select& select, const Gpu& gpu) {
-  if (select.all) return true;
-  return none_or(select.index, [&](unsigned i) { return i == gpu.index; }) &&
-         none_or(select.uuid, [&](const Uuid& u) { return u == gpu.uuid; }) &&
-         none_or(select.pci, [&](const PciAddress& a) { return a == gpu.pci.address; }) &&
-         none_or(select.model, [&](const std::string& m) { return glob(lower(m), lower(gpu.model)); }) &&
-         none_or(select.pci_id, [&](const spec::PciId& id) {
-           return id.vendor == gpu.pci.vendor && id.device == gpu.pci.device;
-         });
-}
-
 unsigned compute_slices_of(unsigned nvml_profile) {  // NVML_COMPUTE_INSTANCE_PROFILE_*, nvml.h
   static constexpr unsigned slices[] = {1, 2, 3, 4, 7, 8, 6, 1};
   return nvml_profile < std::size(slices) ? slices[nvml_profile] : 0;
@@ -149,14 +138,19 @@ class Maker {
   void note(std::string text) { plan_.notes.push_back(std::move(text)); }
 
   // ---- which rule is for which GPU
-  // ---------------------------------------------------------------------------
   std::map<unsigned, const spec::GpuRule*> match() {
     std::map<unsigned, const spec::GpuRule*> rules;
     std::vector<unsigned> unselected;
+    std::set<Uuid> seen;
     for (const auto& gpu : host_.gpus) {
+      // Steps name GPUs by UUID: two of one name cannot be told apart.
+      if (!seen.insert(gpu.uuid).second) {
+        refuse(subject_of(gpu), "the driver gives two GPUs this UUID",
+               "reload the driver, then look: bulkhead inventory");
+      }
       std::vector<std::string> lines;
       for (const auto& rule : node_.gpus) {
-        if (!selected(rule.select, gpu)) continue;
+        if (!selects(rule.select, gpu)) continue;
         lines.push_back(fmt::format("{}", rule.line));
         rules.emplace(gpu.index, &rule);
       }
@@ -229,7 +223,7 @@ class Maker {
       }
     }
     const bool matches = std::any_of(host_.gpus.begin(), host_.gpus.end(),
-                                     [&](const Gpu& g) { return selected(rule.select, g); });
+                                     [&](const Gpu& g) { return selects(rule.select, g); });
     if (matches || refusal_.reasons.size() != before) return;
     const bool named = !rule.select.index.empty() || !rule.select.uuid.empty() || !rule.select.pci.empty();
     if (named) {
@@ -241,7 +235,6 @@ class Maker {
   }
 
   // ---- the host
-  // ----------------------------------------------------------------------------------------------
   std::optional<std::string> content_of(const std::string& path) const {
     for (const auto& file : remembered_.files) {
       if (file.path == path) return file.content;
@@ -409,7 +402,6 @@ class Maker {
   }
 
   // ---- one GPU
-  // -----------------------------------------------------------------------------------------------
   void gpu_steps(const Gpu& gpu, const spec::GpuRule& rule) {
     if (rule.persistence) persistence(gpu, *rule.persistence);
     mig(gpu, rule);
@@ -495,6 +487,12 @@ class Maker {
     const bool wanted = rule.mode == spec::Mode::mig;
     if (!gpu.mig_capable) {
       if (wanted) no_mig(gpu);
+      return;
+    }
+    // Instances that cannot be listed are not none.
+    if (!gpu.mig_why.empty()) {
+      refuse(subject_of(gpu), fmt::format("its MIG state cannot be read: {}", printable(gpu.mig_why, 200)),
+             "bulkhead doctor --for mig");
       return;
     }
     const std::size_t refused = refusal_.reasons.size();
@@ -727,6 +725,17 @@ bool Plan::reboot_owed() const {
 std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Host& host,
                                  const Remembered& remembered, const Options& options) {
   return Maker(node, host, remembered, options).make();
+}
+
+bool selects(const spec::Select& select, const Gpu& gpu) {
+  if (select.all) return true;
+  return none_or(select.index, [&](unsigned i) { return i == gpu.index; }) &&
+         none_or(select.uuid, [&](const Uuid& u) { return u == gpu.uuid; }) &&
+         none_or(select.pci, [&](const PciAddress& a) { return a == gpu.pci.address; }) &&
+         none_or(select.model, [&](const std::string& m) { return glob(lower(m), lower(gpu.model)); }) &&
+         none_or(select.pci_id, [&](const spec::PciId& id) {
+           return id.vendor == gpu.pci.vendor && id.device == gpu.pci.device;
+         });
 }
 
 std::vector<std::string> files_of_interest(const spec::NodeFile& node, const inventory::Host& host) {

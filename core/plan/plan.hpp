@@ -140,6 +140,9 @@ struct Options {
 std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Host& host, const Remembered& remembered,
                                  const Options& options);
 
+// Whether a rule is for this GPU.
+bool selects(const spec::Select& select, const inventory::Gpu& gpu);
+
 // The files whose content `make` wants to see in Remembered.
 std::vector<std::string> files_of_interest(const spec::NodeFile& node, const inventory::Host& host);
 

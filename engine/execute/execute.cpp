@@ -110,7 +110,6 @@ class Session {
 };
 
 // ---- settling what a killed run left
-// -------------------------------------------------------------------------
 Status Session::settle(Outcome& outcome) {
   BH_TRY(const auto flying, journal_->in_flight());
   for (const auto& step : flying) {
@@ -216,7 +215,6 @@ Result<std::vector<store::Step>> Session::done_steps(std::int64_t run) const {
 }
 
 // ---- one step
-// ------------------------------------------------------------------------------------------------
 Result<store::Effects> Session::effects(const plan::Action& action, const Json& detail,
                                         const std::optional<Sight>& sight) const {
   store::Effects out;
@@ -381,7 +379,6 @@ Status Session::undo(std::int64_t run, const std::vector<store::Step>& steps, co
 }
 
 // ---- apply
-// ---------------------------------------------------------------------------------------------------
 
 // What a plan means, without what moves by itself.
 std::string fingerprint(const Proposal& proposal) {
@@ -405,10 +402,11 @@ std::vector<store::OwnedInstance> present_in(const inventory::Host& host,
                          .start = instance.place.start});
     }
   }
-  // Of a GPU that cannot be seen now nothing is known.
+  // Of a GPU that cannot be seen now, or whose MIG state cannot be read, nothing is known.
   for (const auto& own : mine) {
-    const bool seen = std::any_of(host.gpus.begin(), host.gpus.end(),
-                                  [&](const inventory::Gpu& gpu) { return gpu.uuid == own.gpu; });
+    const bool seen = std::any_of(host.gpus.begin(), host.gpus.end(), [&](const inventory::Gpu& gpu) {
+      return gpu.uuid == own.gpu && gpu.mig_why.empty();
+    });
     if (!seen) present.push_back(own);
   }
   return present;
@@ -420,18 +418,7 @@ std::vector<store::OwnedInstance> to_adopt(const Proposal& proposal) {
   for (const auto& gpu : proposal.host.gpus) {
     const bool managed =
         std::any_of(proposal.node.gpus.begin(), proposal.node.gpus.end(), [&](const spec::GpuRule& rule) {
-          const auto& select = rule.select;
-          if (rule.mode != spec::Mode::mig) return false;
-          if (!select.index.empty() &&
-              std::find(select.index.begin(), select.index.end(), gpu.index) == select.index.end())
-            return false;
-          if (!select.uuid.empty() &&
-              std::find(select.uuid.begin(), select.uuid.end(), gpu.uuid) == select.uuid.end())
-            return false;
-          if (!select.pci.empty() &&
-              std::find(select.pci.begin(), select.pci.end(), gpu.pci.address) == select.pci.end())
-            return false;
-          return true;
+          return rule.mode == spec::Mode::mig && plan::selects(rule.select, gpu);
         });
     if (!managed) continue;
     for (const auto& instance : gpu.instances) {
@@ -569,7 +556,6 @@ Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& te
 }
 
 // ---- rollback
-// ------------------------------------------------------------------------------------------------
 Result<Outcome> Session::rollback() {
   const std::uint64_t started = monotonic_ns();
   Outcome outcome;
@@ -636,6 +622,18 @@ Result<Outcome> Session::rollback() {
       return std::move(action).error().in(fmt::format("run {}, step {}", step->run, step->id));
     const plan::Action back = plan::undo_of(*action);
     undos.push_back(sentence(back, host));
+    // Somebody made instances there since: the mode cannot go off below them.
+    if (const auto* mode = std::get_if<plan::SetMigMode>(&back); mode != nullptr && !mode->after && host) {
+      for (const auto& gpu : host->gpus) {
+        const auto theirs = std::count_if(gpu.instances.begin(), gpu.instances.end(),
+                                          [](const auto& instance) { return !instance.ours; });
+        if (gpu.uuid != mode->gpu || theirs == 0) continue;
+        outcome.refused.push_back({.subject = undos.back(),
+                                   .why = fmt::format("{} instance{} of somebody else {} on it", theirs,
+                                                      theirs == 1 ? "" : "s", theirs == 1 ? "is" : "are"),
+                                   .way_out = "remove them: nvidia-smi mig -dci; nvidia-smi mig -dgi"});
+      }
+    }
     if (const auto busy = holders(back); !busy.empty() && !options_.plan.evict) {
       outcome.refused.push_back(
           {.subject = undos.back(),
@@ -670,11 +668,12 @@ Result<Outcome> Session::rollback() {
 }  // namespace
 
 // ---- the front
-// -----------------------------------------------------------------------------------------------
 Result<Proposal> propose(const observe::Access& access, const spec::NodeFile& node, const std::string& text,
                          const plan::Options& options) {
   Proposal proposal{.node = node, .text = text};
-  BH_TRY(proposal.host, observe::host(access));
+  observe::Access deciding = access;
+  if (deciding.detail == observe::Detail::full) deciding.detail = observe::Detail::plan;
+  BH_TRY(proposal.host, observe::host(deciding));
   plan::Remembered remembered;
   auto journal = store::Store::open(access.state_dir, store::Store::Access::read_only);
   if (!journal.ok() && journal.error().code() != Errc::not_found) return std::move(journal).error();

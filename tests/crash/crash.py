@@ -83,12 +83,8 @@ class Machine:
         if os.path.exists(self.dir):
             self.run(self.bulkhead, "twin", "down", "--dir", self.dir, ok=False)
         self.verb("twin", "up", "--profile-file", f"{HERE}/small.yaml", "--dir", self.dir, "--stepped")
-        # An initramfs that shows what it was made of, so that a forgotten update is seen.
-        initramfs = f"{self.root}/usr/sbin/update-initramfs"
-        with open(initramfs, "w") as f:
-            f.write("#!/bin/sh\nset -eu\ncd \"$BULKHEAD_ROOT\"\ncat etc/modprobe.d/*.conf > boot/initrd.img.new 2>/dev/null || :\nmv boot/initrd.img.new boot/initrd.img\n")
-        os.chmod(initramfs, 0o755)
-        self.run(initramfs)
+        # The twin's initramfs shows what it was made of, so that a forgotten update is seen.
+        self.run(f"{self.root}/usr/sbin/update-initramfs", "-u")
         self.run(f"{self.root}/usr/sbin/update-grub")
         self.run(self.bulkhead, "apply", "-f", self.before_node, "--yes")
         # A stop of dcgm, so that the unit has a way to go; a compute instance of ours taken away by hand (R37);
@@ -143,7 +139,7 @@ class Machine:
                 out[folder[len(self.root):] + "/"] = "directory"
                 for name in files:
                     path = os.path.join(folder, name)
-                    if name in ("grub.cfg.new", "initrd.img.new"): continue  # the commands' own: made again by their next run
+                    if name.endswith(".new"): continue  # the commands' own: made again by their next run
                     out[path[len(self.root):]] = hashlib.sha256(open(path, "rb").read()).hexdigest()
         return out
 

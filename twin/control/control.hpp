@@ -53,8 +53,11 @@ Result<std::unique_ptr<StateFile>> open_twin(const std::filesystem::path& direct
 Result<Json> status(const std::filesystem::path& directory);
 
 // ---- the world
-// ---------------------------------------------------------------------------------------------------
 Status step(const std::filesystem::path& directory, std::uint64_t nanoseconds);
+// A new boot id, time from zero, the kernel arguments of boot/grub/grub.cfg; MIG instances, processes, clock
+// locks, limits and the cpufreq governor are gone, and the MIG mode of Hopper and later; enabled units run.
+// Module options of etc/modprobe.d have no effect on the twin's driver. What was broken stays broken.
+Status reboot(const std::filesystem::path& directory);
 
 struct Load {
   std::optional<double> watts = {};  // what the board draws, whatever runs on it; limits still hold
@@ -81,7 +84,6 @@ Status xid(const std::filesystem::path& directory, std::uint32_t gpu, std::uint3
            std::optional<std::uint32_t> pid);
 
 // ---- faults
-// ------------------------------------------------------------------------------------------------------
 struct FaultRequest {
   std::string name = {};       // of fault_names()
   std::uint32_t gpu = none;    // none: every GPU
@@ -100,7 +102,7 @@ Status break_it(const std::filesystem::path& directory, const FaultRequest& requ
 Status mend(const std::filesystem::path& directory, const std::string& name, std::uint32_t gpu);
 
 // ---- programs
-// ---------------------------------------------------------------------------------------------------- Runs a
+// Runs a
 // program in the twin and returns its exit code (128 + signal when killed). As root in a mount namespace of
 // its own, where the twin's /sys, /proc entries, /dev/nvidia* and systemd socket lie over the real ones, so
 // that every program sees them, also those that make raw system calls; otherwise by library path alone.
@@ -110,7 +112,6 @@ Result<int> run(const std::filesystem::path& directory, const std::vector<std::s
 std::vector<std::string> environment(const std::filesystem::path& directory);
 
 // ---- truth
-// -------------------------------------------------------------------------------------------------------
 struct CompareOptions {
   std::string profile = {};
   std::filesystem::path real = "libnvidia-ml.so.1";  // by the loader's rules, or a path
