@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -255,7 +257,40 @@ struct ComputeProfile {
   unsigned id = 0, slices = 0, instances = 0;
 };
 
+// NVML_COMPUTE_INSTANCE_PROFILE_N_SLICE by N; empty: none is made of so many.
+std::optional<unsigned> compute_enum_of(unsigned slices) {
+  switch (slices) {
+    case 1:
+    case 2:
+    case 3:
+    case 4:
+      return slices - 1;
+    case 6:
+      return 6;
+    case 7:
+      return 4;
+    case 8:
+      return 5;
+    default:
+      return std::nullopt;
+  }
+}
+
+// ---- the call in flight: written around each call, read by a watchdog
+constexpr unsigned no_gpu = ~0U;
+std::atomic<const char*> flying{nullptr};
+std::atomic<std::uint64_t> flying_since{0};
+std::atomic<unsigned> flying_gpu{no_gpu};
+
 }  // namespace
+
+std::optional<CallInFlight> call_in_flight() {
+  const char* function = flying.load(std::memory_order_acquire);
+  if (function == nullptr) return std::nullopt;
+  CallInFlight call{.function = function, .since_ns = flying_since.load(std::memory_order_relaxed)};
+  if (const unsigned gpu = flying_gpu.load(std::memory_order_relaxed); gpu != no_gpu) call.gpu = gpu;
+  return call;
+}
 
 struct Nvml::Table {
   void* library = nullptr;
@@ -264,7 +299,20 @@ struct Nvml::Table {
   // nvml.h: profiles are immutable for the life of a MIG mode. Kept per GPU handle until we change the mode.
   std::map<void*, mig::Geometry> geometries;
   std::map<std::pair<void*, unsigned>, std::vector<ComputeProfile>>
-      compute_profiles;  // by GPU and GI profile
+      compute_profiles;               // by GPU and GI profile
+  std::map<void*, void*> boards;      // a GPU's handle to that of the one that answers for it
+  std::map<void*, unsigned> indices;  // of the GPUs asked for by index
+  // The instance looked at or made last, so that the calls of one step do not ask for its handle again.
+  struct {
+    nvmlDevice_t device = nullptr;
+    unsigned id = 0;
+    nvmlGpuInstance_t handle = nullptr;
+  } last;
+
+  void* board_of(nvmlDevice_t device) const {
+    const auto found = boards.find(device);
+    return found != boards.end() ? found->second : device;
+  }
 
   struct Api {
 #define BH_MEMBER(member, exported, type) Symbol<type> member = {#exported};
@@ -295,12 +343,25 @@ struct Nvml::Table {
     return Error(code_of(code), fmt::format("{} ({})", words(code), function), hint_of(code), code);
   }
 
+  template <class First, class... Rest>
+  unsigned gpu_in(First first, const Rest&...) const {
+    if constexpr (std::is_same_v<First, nvmlDevice_t>) {
+      if (const auto found = indices.find(first); found != indices.end()) return found->second;
+    }
+    return no_gpu;
+  }
+  unsigned gpu_in() const { return no_gpu; }
+
   // The raw code: for callers that treat some codes as answers.
   template <class F, class... A>
   nvmlReturn_t raw(Symbol<F>& symbol, A... arguments) {
     if (symbol.function == nullptr) return NVML_ERROR_FUNCTION_NOT_FOUND;
     const std::uint64_t before = monotonic_ns();
+    flying_gpu.store(gpu_in(arguments...), std::memory_order_relaxed);
+    flying_since.store(before, std::memory_order_relaxed);
+    flying.store(symbol.name, std::memory_order_release);
     const nvmlReturn_t code = symbol.function(arguments...);
+    flying.store(nullptr, std::memory_order_release);
     symbol.called.nanoseconds += monotonic_ns() - before;
     ++symbol.called.calls;
     return code;
@@ -341,6 +402,7 @@ struct Nvml::Table {
   }
 
   Result<nvmlGpuInstance_t> resolve_instance(nvmlDevice_t device, unsigned id) {
+    if (last.handle != nullptr && last.device == device && last.id == id) return last.handle;
     nvmlGpuInstance_t handle = nullptr;
     if (auto status = call(api.gpu_instance, device, id, &handle); !status.ok()) {
       return std::move(status).error().in(fmt::format("GPU instance {}", id));
@@ -374,7 +436,7 @@ struct Nvml::Table {
   // GPU.
   Result<const std::vector<ComputeProfile>*> profiles_of(nvmlDevice_t device, const GpuInstance& of,
                                                          nvmlGpuInstance_t handle) {
-    const auto key = std::make_pair(static_cast<void*>(device), of.profile_id);
+    const auto key = std::make_pair(board_of(device), of.profile_id);
     if (const auto known = compute_profiles.find(key); known != compute_profiles.end()) return &known->second;
     std::vector<ComputeProfile> profiles;
     for (unsigned number_of_profile = 0; number_of_profile < abi::compute_profile_count;
@@ -484,6 +546,7 @@ Result<unsigned> Nvml::device_count() {
 Result<Device> Nvml::device(unsigned index) {
   nvmlDevice_t handle = nullptr;
   BH_CHECK(table_->call(table_->api.by_index, index, &handle));
+  table_->indices[handle] = index;
   return Device{handle, index};
 }
 
@@ -494,6 +557,7 @@ Result<Device> Nvml::device(const Uuid& uuid) {
   }
   unsigned index = 0;
   BH_CHECK(table_->call(table_->api.index, handle, &index));
+  table_->indices[handle] = index;
   return Device{handle, index};
 }
 
@@ -718,13 +782,16 @@ Result<Fabric> Nvml::fabric(Device device) {
 Result<MigMode> Nvml::mig_mode(Device device) {
   unsigned now = 0, pending = 0;
   BH_CHECK(table_->call(table_->api.mig_mode, handle_of(device), &now, &pending));
+  if (now > NVML_DEVICE_MIG_ENABLE || pending > NVML_DEVICE_MIG_ENABLE)
+    return lied(table_->api.mig_mode.name, fmt::format("mode {}, pending {}", now, pending));
   return MigMode{now == NVML_DEVICE_MIG_ENABLE, pending == NVML_DEVICE_MIG_ENABLE};
 }
 
 Result<mig::Geometry> Nvml::geometry(Device device) {
   Table& t = *table_;
   const nvmlDevice_t gpu = handle_of(device);
-  if (const auto known = t.geometries.find(gpu); known != t.geometries.end()) return known->second;
+  if (const auto known = t.geometries.find(t.board_of(gpu)); known != t.geometries.end())
+    return known->second;
   mig::Geometry geometry;
   std::optional<Bytes> total;
   bool named = t.api.profile_v.function != nullptr;  // the V function tells the name
@@ -821,22 +888,27 @@ Result<mig::Geometry> Nvml::geometry(Device device) {
     }
     geometry.profiles.push_back(std::move(profile));
   }
-  t.geometries.emplace(gpu, geometry);
+  t.geometries.emplace(t.board_of(gpu), geometry);
   return geometry;
 }
 
 Result<std::vector<GpuInstance>> Nvml::instances(Device device, std::optional<unsigned> only) {
   Table& t = *table_;
   const nvmlDevice_t gpu = handle_of(device);
-  BH_TRY(const mig::Geometry profiles, geometry(device));
+  std::vector<unsigned> ids;
+  if (only) {
+    ids.push_back(*only);
+  } else {
+    BH_TRY(const mig::Geometry profiles, geometry(device));
+    for (const mig::Profile& profile : profiles.profiles) ids.push_back(profile.id);
+  }
   std::vector<GpuInstance> all;
-  for (const mig::Profile& profile : profiles.profiles) {
-    if (only && profile.id != *only) continue;
+  for (const unsigned profile_id : ids) {
     // The driver writes up to the profile's instance count and does not look at ours: room for any sane
     // number.
     nvmlGpuInstance_t found[sane] = {};
     unsigned count = sane;
-    const nvmlReturn_t code = t.raw(t.api.gpu_instances, gpu, profile.id, found, &count);
+    const nvmlReturn_t code = t.raw(t.api.gpu_instances, gpu, profile_id, found, &count);
     if (code == NVML_ERROR_NOT_SUPPORTED) continue;
     if (code != NVML_SUCCESS) return t.failure(code, t.api.gpu_instances.name).in("GPU instances");
     if (count > sane) return lied(t.api.gpu_instances.name, fmt::format("{} instances", count));
@@ -928,6 +1000,8 @@ Result<Activation> Nvml::set_mig_mode(Device device, bool on) {
   const auto status = t.call(t.api.set_mig_mode, handle_of(device), on ? 1U : 0U, &activation);
   t.geometries.clear();
   t.compute_profiles.clear();
+  t.boards.clear();
+  t.last = {};
   if (!status.ok()) return status.error();
   if (activation == NVML_SUCCESS) return Activation{};
   return Activation{.in_force = false, .code = static_cast<int>(activation), .why = t.words(activation)};
@@ -940,7 +1014,59 @@ Result<GpuInstance> Nvml::create_instance(Device device, unsigned profile_id, mi
   BH_CHECK(t.call(t.api.create_gpu_instance, handle_of(device), profile_id, &where, &handle));
   auto made = t.describe(handle);
   if (!made.ok()) return std::move(made).error().in("the GPU instance was made but cannot be read back");
+  t.last = {.device = handle_of(device), .id = made->id, .handle = handle};
   return made;
+}
+
+void Nvml::alike(Device device, Device like) {
+  table_->boards[handle_of(device)] = table_->board_of(handle_of(like));
+}
+
+Result<GpuInstance> Nvml::instance(Device device, unsigned id) {
+  Table& t = *table_;
+  t.last = {};  // what another process did meanwhile must be seen
+  BH_TRY(const nvmlGpuInstance_t handle, t.resolve_instance(handle_of(device), id));
+  BH_TRY(GpuInstance found, t.describe(handle));
+  t.last = {.device = handle_of(device), .id = id, .handle = handle};
+  return found;
+}
+
+Result<unsigned> Nvml::compute_count(Device device, unsigned gpu_instance, unsigned compute_profile) {
+  Table& t = *table_;
+  BH_TRY(const nvmlGpuInstance_t parent, t.resolve_instance(handle_of(device), gpu_instance));
+  nvmlComputeInstance_t found[sane] = {};
+  unsigned count = sane;
+  BH_CHECK(t.call(t.api.compute_instances, parent, compute_profile, found, &count));
+  if (count > sane) return lied(t.api.compute_instances.name, fmt::format("{} instances", count));
+  return count;
+}
+
+Status Nvml::destroy_compute_of(Device device, unsigned gpu_instance, unsigned compute_profile) {
+  Table& t = *table_;
+  BH_TRY(const nvmlGpuInstance_t parent, t.resolve_instance(handle_of(device), gpu_instance));
+  nvmlComputeInstance_t found[sane] = {};
+  unsigned count = sane;
+  BH_CHECK(t.call(t.api.compute_instances, parent, compute_profile, found, &count));
+  if (count > sane) return lied(t.api.compute_instances.name, fmt::format("{} instances", count));
+  for (unsigned i = 0; i < count; ++i) BH_CHECK(t.call(t.api.destroy_compute_instance, found[i]));
+  return ok_status();
+}
+
+Result<unsigned> Nvml::add_compute(Device device, unsigned gpu_instance, unsigned compute_slices) {
+  Table& t = *table_;
+  BH_TRY(const nvmlGpuInstance_t parent, t.resolve_instance(handle_of(device), gpu_instance));
+  if (const auto number = compute_enum_of(compute_slices)) {
+    nvmlComputeInstanceProfileInfo_t info = {};
+    const nvmlReturn_t code = t.raw(t.api.compute_profile, parent, *number,
+                                    unsigned{NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED}, &info);
+    if (code == NVML_SUCCESS && info.sliceCount == compute_slices) {
+      nvmlComputeInstance_t made = nullptr;
+      BH_CHECK(t.call(t.api.create_compute_instance, parent, info.id, &made));
+      return info.id;
+    }
+  }
+  BH_TRY(const ComputeInstance made, create_compute(device, gpu_instance, compute_slices));
+  return made.profile;
 }
 
 Result<ComputeInstance> Nvml::create_compute(Device device, unsigned gpu_instance, unsigned compute_slices) {
@@ -980,6 +1106,7 @@ Status Nvml::destroy_compute(Device device, unsigned gpu_instance, unsigned comp
 
 Status Nvml::destroy_instance(Device device, unsigned gpu_instance) {
   BH_TRY(const nvmlGpuInstance_t handle, table_->resolve_instance(handle_of(device), gpu_instance));
+  table_->last = {};
   return table_->call(table_->api.destroy_gpu_instance, handle);
 }
 

@@ -84,6 +84,16 @@ struct MigDevice {
   Uuid uuid = {};
 };
 
+// The driver call that this process is in.
+struct CallInFlight {
+  const char* function = "";
+  std::optional<unsigned> gpu = {};  // its index, when the call is about a GPU that was asked for by index
+  std::uint64_t since_ns = 0;        // monotonic_ns()
+};
+// May be asked from any thread: a watchdog asks while another thread hangs. Of several threads that call the
+// driver at once, the last to begin.
+std::optional<CallInFlight> call_in_flight();
+
 // The price of asking, per driver function.
 struct CallCost {
   std::string function = {};
@@ -131,6 +141,13 @@ class Nvml {
   Result<mig::Geometry> geometry(Device);  // answers with MIG off as well
   // `only` asks for one profile alone: a fraction of the calls.
   Result<std::vector<GpuInstance>> instances(Device, std::optional<unsigned> only = {});
+  // Says that `device` is the same board as `like`: what cannot differ (MIG profiles) is asked of one of
+  // them.
+  void alike(Device device, Device like);
+  // One instance by its id, without its compute instances: two calls. Errc::not_found: it is not there.
+  Result<GpuInstance> instance(Device, unsigned id);
+  // How many compute instances of this profile the instance holds.
+  Result<unsigned> compute_count(Device, unsigned gpu_instance, unsigned compute_profile);
   // Compute, graphics and MPS clients of the GPU and of all its instances, each pid and instance once.
   Result<std::vector<ProcessEntry>> processes(Device);
   // Only compute instances appear; `expected` (how many there are) saves asking on after the last one.
@@ -139,7 +156,10 @@ class Nvml {
   Result<GpuInstance> create_instance(Device, unsigned profile_id, mig::Placement place);
   Result<ComputeInstance> create_compute(Device, unsigned gpu_instance,
                                          unsigned compute_slices);  // 0: fills it
+  // As create_compute, but answers the profile it took and leaves reading back to the caller.
+  Result<unsigned> add_compute(Device, unsigned gpu_instance, unsigned compute_slices);
   Status destroy_compute(Device, unsigned gpu_instance, unsigned compute_instance);
+  Status destroy_compute_of(Device, unsigned gpu_instance, unsigned compute_profile);  // all of that profile
   Status destroy_instance(Device, unsigned gpu_instance);
 
   // ---- settings

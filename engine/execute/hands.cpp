@@ -56,6 +56,12 @@ std::string place_words(mig::Placement place) {
   return fmt::format("slices {}-{}", place.start, place.end() - 1);
 }
 
+// "3g.40gb+me" has 3; 0 when the name does not say: the driver is asked for the largest then.
+unsigned slices_of(std::string_view profile) {
+  const auto number = parse_u64(profile.substr(0, profile.find('g')));
+  return number && *number <= 64 ? static_cast<unsigned>(*number) : 0;
+}
+
 bool answers(unsigned port) {
   const UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address{};
@@ -101,11 +107,39 @@ Result<nvml::Nvml*> Hands::nvml() {
 
 Result<nvml::Device> Hands::device(const Uuid& gpu) {
   BH_TRY(nvml::Nvml * library, nvml());
-  return library->device(gpu);
+  if (const auto known = devices_.find(gpu.text); known != devices_.end()) return known->second;
+  BH_TRY(const nvml::Device found, library->device(gpu));
+  devices_[gpu.text] = found;
+  return found;
+}
+
+Result<bool> Hands::destroy_as_planned(nvml::Device gpu, const plan::DestroyInstance& a) {
+  const auto there = nvml_->instance(gpu, a.gpu_instance);
+  if (!there.ok() || there->profile_id != a.profile_id || there->place != a.place) return false;
+  std::vector<unsigned> profiles = a.compute_profiles;
+  std::sort(profiles.begin(), profiles.end());
+  profiles.erase(std::unique(profiles.begin(), profiles.end()), profiles.end());
+  for (const unsigned profile : profiles) BH_CHECK(nvml_->destroy_compute_of(gpu, a.gpu_instance, profile));
+  Status gone = nvml_->destroy_instance(gpu, a.gpu_instance);
+  if (gone.ok()) return true;
+  if (gone.error().code() == Errc::in_use) return false;  // perhaps a compute instance made since the plan
+  return std::move(gone).error();
+}
+
+bool Hands::stands_as_made(nvml::Device gpu, const plan::CreateInstance& a) {
+  if (!made_ || made_->gpu != a.gpu) return false;
+  const auto there = nvml_->instance(gpu, made_->id);
+  if (!there.ok() || there->profile_id != a.profile_id || there->place != a.place) return false;
+  std::size_t compute = 0;
+  for (const auto& [profile, count] : made_->compute) {
+    const auto found = nvml_->compute_count(gpu, made_->id, profile);
+    if (!found.ok() || *found != count) return false;
+    compute += count;
+  }
+  return compute == std::max<std::size_t>(1, a.compute_slices.size());
 }
 
 // ---- prepare
-// -------------------------------------------------------------------------------------------------
 Result<Json> Hands::prepare(const plan::Action& action) {
   Json detail = Json::object();
   if (std::holds_alternative<plan::SetGovernor>(action)) {
@@ -128,7 +162,6 @@ Result<Json> Hands::prepare(const plan::Action& action) {
 }
 
 // ---- act
-// -----------------------------------------------------------------------------------------------------
 struct Hands::Acting {
   Hands& hands;
   const Json& detail;
@@ -140,6 +173,7 @@ struct Hands::Acting {
 
   Status operator()(const plan::SetMigMode& a) const {
     BH_TRY(const auto gpu, hands.device(a.gpu));
+    hands.devices_.clear();
     BH_TRY(const auto activation, hands.nvml_->set_mig_mode(gpu, a.after));
     if (activation.in_force || detail.value("reset_owed", false)) return ok_status();
     return Error(Errc::in_use,
@@ -149,6 +183,10 @@ struct Hands::Acting {
 
   Status operator()(const plan::DestroyInstance& a) const {
     BH_TRY(const auto gpu, hands.device(a.gpu));
+    if (!detail.value("again", false)) {
+      BH_TRY(const bool gone, hands.destroy_as_planned(gpu, a));
+      if (gone) return ok_status();
+    }
     BH_TRY(const auto all, hands.nvml_->instances(gpu, a.profile_id));
     const auto found = find(all, a.profile_id, a.place);
     if (found.instance == nullptr) return ok_status();
@@ -159,6 +197,7 @@ struct Hands::Acting {
 
   Status operator()(const plan::CreateInstance& a) const {
     BH_TRY(const auto gpu, hands.device(a.gpu));
+    hands.made_.reset();
     std::size_t there = 0;
     unsigned id = 0;
     // Only a recovery may find it there already. Asking costs a driver call a profile; the plan has just
@@ -186,9 +225,13 @@ struct Hands::Acting {
     }
     const std::vector<unsigned> wanted =
         a.compute_slices.empty() ? std::vector<unsigned>{0} : a.compute_slices;
+    Made made{.gpu = a.gpu, .id = id};
     for (std::size_t i = there; i < wanted.size(); ++i) {
-      BH_TRY([[maybe_unused]] const auto made, hands.nvml_->create_compute(gpu, id, wanted[i]));
+      const unsigned slices = wanted[i] != 0 ? wanted[i] : slices_of(a.profile);
+      BH_TRY(const unsigned profile, hands.nvml_->add_compute(gpu, id, slices));
+      ++made.compute[profile];
     }
+    if (there == 0) hands.made_ = std::move(made);
     return ok_status();
   }
 
@@ -301,7 +344,6 @@ Status Hands::act(const plan::Action& action, const Json& detail) {
 }
 
 // ---- inspect
-// -------------------------------------------------------------------------------------------------
 struct Hands::Looking {
   Hands& hands;
   const Json& detail;
@@ -334,6 +376,11 @@ struct Hands::Looking {
 
   Result<Sight> operator()(const plan::DestroyInstance& a) const {
     BH_TRY(const auto gpu, hands.device(a.gpu));
+    if (!detail.value("again", false)) {
+      const auto there = hands.nvml_->instance(gpu, a.gpu_instance);
+      if (!there.ok() && there.error().code() == Errc::not_found)
+        return Sight{.seen = Seen::after, .words = fmt::format("gi {} is gone", a.gpu_instance)};
+    }
     auto all = hands.nvml_->instances(gpu, listed(a.profile_id));
     if (!all.ok()) return mode_off(gpu, std::move(all).error(), Seen::after);
     const auto found = find(*all, a.profile_id, a.place);
@@ -353,6 +400,12 @@ struct Hands::Looking {
 
   Result<Sight> operator()(const plan::CreateInstance& a) const {
     BH_TRY(const auto gpu, hands.device(a.gpu));
+    if (!detail.value("again", false) && hands.stands_as_made(gpu, a)) {
+      return Sight{
+          .seen = Seen::after,
+          .words = fmt::format("{} is at {} with its compute instances", a.profile, place_words(a.place)),
+          .gpu_instance = hands.made_->id};
+    }
     auto all = hands.nvml_->instances(gpu, listed(a.profile_id));
     if (!all.ok()) return mode_off(gpu, std::move(all).error(), Seen::before);
     const auto found = find(*all, a.profile_id, a.place);
@@ -472,7 +525,7 @@ Status Hands::evict(const inventory::Holder& holder, unsigned grace_ms) {
 }
 
 // ---- commands
-// ------------------------------------------------------------------------------------------------ The
+// The
 // program is looked for below the root, in the directories a root shell would; the twin's stand-ins learn the
 // root from BULKHEAD_ROOT. Its deadline is the step's: the worker is ended, and PDEATHSIG ends the command
 // with it.

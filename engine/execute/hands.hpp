@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -47,11 +48,22 @@ class Hands {
   struct Looking;
   Result<nvml::Nvml*> nvml();
   Result<nvml::Device> device(const Uuid& gpu);
+  // A step that was planned a moment ago knows ids; these do it with the fewest calls, and say no when the
+  // host is not what the plan saw, for the careful way to take over.
+  Result<bool> destroy_as_planned(nvml::Device gpu, const plan::DestroyInstance& a);
+  bool stands_as_made(nvml::Device gpu, const plan::CreateInstance& a);
   std::filesystem::path below(const std::string& absolute) const;
   Status run(const std::vector<std::string>& command) const;
 
   observe::Access access_;
   std::unique_ptr<nvml::Nvml> nvml_;
+  std::map<std::string, nvml::Device> devices_;  // by UUID, until a MIG mode changes
+  struct Made {                                  // by the last CreateInstance of this process
+    Uuid gpu = {};
+    unsigned id = 0;
+    std::map<unsigned, unsigned> compute = {};  // how many of each compute instance profile
+  };
+  std::optional<Made> made_;
 };
 
 }  // namespace bulkhead::execute

@@ -1,8 +1,18 @@
 #include "engine/observe/observe.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <optional>
+#include <system_error>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -151,7 +161,6 @@ void read_slow(Nvml& driver, Device device, Gpu& gpu) {
   gpu.slowdown_at = driver.slowdown_at(device);
   gpu.shutdown_at = driver.shutdown_at(device);
   gpu.clocks = converted<inventory::Clocks>(driver.clocks(device), clocks_of);
-  gpu.clocks_max = converted<inventory::Clocks>(driver.clocks_max(device), clocks_of);
   gpu.clock_event_reasons = driver.clock_event_reasons(device);
 }
 
@@ -159,14 +168,14 @@ void skip_slow(Gpu& gpu) {
   const std::string why = "not asked";
   gpu.vbios = Reading<std::string>::missing(why);
   gpu.slowdown_at = gpu.shutdown_at = Reading<Celsius>::missing(why);
-  gpu.clocks = gpu.clocks_max = Reading<inventory::Clocks>::missing(why);
+  gpu.clocks = Reading<inventory::Clocks>::missing(why);
   gpu.clock_event_reasons = Reading<std::uint64_t>::missing(why);
 }
 
 // `switched`: the host has NVSwitches, so the GPU must register with the Fabric Manager before CUDA works.
 void read_nvlink(Nvml& driver, Device device, Detail detail, std::optional<unsigned> count, bool switched,
                  Gpu& gpu, std::vector<std::string>& notes) {
-  if (detail == Detail::full) {
+  if (detail != Detail::brief) {
     if (const auto links = driver.nvlinks(device, count); links.ok()) {
       gpu.nvlink.links = links->links;
       gpu.nvlink.active = links->active;
@@ -188,8 +197,31 @@ void read_nvlink(Nvml& driver, Device device, Detail detail, std::optional<unsig
   }
 }
 
-void read_gpu(Nvml& driver, Device device, Detail detail, bool switched, Names& names, Gpu& gpu,
-              std::vector<std::string>& notes) {
+// GPUs of the same board, by PCI ids, name and memory: they offer the same MIG profiles.
+class Boards {
+ public:
+  explicit Boards(Nvml& driver) : driver_(driver) {}
+
+  void add(Device device, const Gpu& gpu) {
+    for (const auto& [other, of] : known_) {
+      if (of.pci.vendor == gpu.pci.vendor && of.pci.device == gpu.pci.device &&
+          of.pci.subsystem_vendor == gpu.pci.subsystem_vendor &&
+          of.pci.subsystem_device == gpu.pci.subsystem_device && of.model == gpu.model &&
+          of.memory.count == gpu.memory.count && gpu.memory.count > 0 && gpu.pci.device != 0) {
+        driver_.alike(device, other);
+        return;
+      }
+    }
+    known_.emplace_back(device, Gpu{.model = gpu.model, .pci = gpu.pci, .memory = gpu.memory});
+  }
+
+ private:
+  Nvml& driver_;
+  std::vector<std::pair<Device, Gpu>> known_;
+};
+
+void read_gpu(Nvml& driver, Device device, Detail detail, bool switched, Boards& boards, Names& names,
+              Gpu& gpu, std::vector<std::string>& notes) {
   const auto memory = driver.memory(device);
   if (memory.ok()) {
     gpu.memory = memory->total;
@@ -208,6 +240,9 @@ void read_gpu(Nvml& driver, Device device, Detail detail, bool switched, Names& 
   } else {
     skip_slow(gpu);
   }
+  gpu.clocks_max = detail != Detail::brief
+                       ? converted<inventory::Clocks>(driver.clocks_max(device), clocks_of)
+                       : Reading<inventory::Clocks>::missing("not asked");
   gpu.virtualization = driver.virtualization(device);
   std::optional<unsigned> nvlink_count;
   if (const auto sensors = driver.sensors(device); sensors.ok()) {
@@ -227,6 +262,7 @@ void read_gpu(Nvml& driver, Device device, Detail detail, bool switched, Names& 
     gpu.ecc = Reading<inventory::EccCounts>::missing(why);
   }
   read_nvlink(driver, device, detail, nvlink_count, switched, gpu, notes);
+  boards.add(device, gpu);
   read_mig(driver, device, detail, gpu, notes);
   read_processes(driver, device, names, gpu, notes);
   gpu.pool = gpu.mig_now ? inventory::Pool::mig : inventory::Pool::exclusive;
@@ -281,6 +317,7 @@ void read_driver(const Access& access, Nvml& driver, Host& host, std::vector<inv
     return;
   }
   Names names(access.root, driver);
+  Boards boards(driver);
   for (unsigned index = 0; index < *count; ++index) {
     const auto device = driver.device(index);
     const auto address = device.ok() ? driver.pci_address(*device) : Result<PciAddress>(device.error());
@@ -305,7 +342,7 @@ void read_driver(const Access& access, Nvml& driver, Host& host, std::vector<inv
       host.notes.push_back(
           fmt::format("GPU {}: {} is not on the PCI bus that the kernel shows", index, address->str()));
     }
-    read_gpu(driver, *device, access.detail, !host.nvswitches.empty(), names, gpu, host.notes);
+    read_gpu(driver, *device, access.detail, !host.nvswitches.empty(), boards, names, gpu, host.notes);
     host.gpus.push_back(std::move(gpu));
   }
 }
@@ -354,32 +391,126 @@ void read_units(const std::filesystem::path& root, Host& host) {
   }
 }
 
+// What the driver is asked, in a thread of its own: a call into it cannot be interrupted, only left behind.
+struct Asking {
+  Access access = {};
+  Host host = {};
+  std::vector<inventory::PciDevice> on_bus = {};
+  std::string driver_said = {};
+  Cost spent = {};
+  std::optional<Error> refused = {};  // the library could not be opened
+
+  std::mutex mutex = {};
+  std::condition_variable ended = {};
+  bool done = false;
+
+  void ask() {
+    const std::uint64_t opening = monotonic_ns();
+    auto driver = Nvml::open(access.nvml_library);
+    spent.driver_open_ns = monotonic_ns() - opening;
+    if (!driver.ok()) {
+      refused = std::move(driver).error();
+      return;
+    }
+    read_driver(access, **driver, host, on_bus, driver_said);
+    for (const auto& call : (*driver)->costs())
+      spent.driver.push_back({call.function, call.calls, call.nanoseconds});
+  }
+};
+
+// A thread of ours sits in the driver: at exit, destructors would pull the ground from under it.
+void exit_at_once() {
+  static const int registered = ::on_exit(
+      [](int status, void*) {
+        std::fflush(nullptr);
+        ::_exit(status);
+      },
+      nullptr);
+  static_cast<void>(registered);
+}
+
+Error hanging(const nvml::CallInFlight& call, unsigned timeout_ms) {
+  const std::string gpu = call.gpu ? fmt::format(" (gpu {})", *call.gpu) : std::string();
+  return Error(Errc::timeout,
+               fmt::format("driver call {} has not answered for {:g} s{}; the driver hangs", call.function,
+                           static_cast<double>(timeout_ms) / 1000, gpu),
+               "look at the driver: dmesg | grep -i -e xid -e nvrm\n"
+               "who else waits for it: ps -eo pid,stat,wchan:32,comm | grep ' D'\n"
+               "to allow more time: BULKHEAD_DRIVER_TIMEOUT=SECONDS");
+}
+
+// Where nobody holds the GPUs open, the first call initialises them, which takes seconds for each.
+constexpr unsigned slower_start = 3;
+
+Result<std::thread> start(const std::shared_ptr<Asking>& asking) {
+  try {
+    return std::thread([asking] {
+      asking->ask();
+      const std::lock_guard lock(asking->mutex);
+      asking->done = true;
+      asking->ended.notify_one();
+    });
+  } catch (const std::system_error& error) {
+    return Error(Errc::io, fmt::format("start a thread for the driver: {}", error.what()));
+  }
+}
+
+Status wait_for(const std::shared_ptr<Asking>& asking, std::thread& thread) {
+  const unsigned timeout_ms = asking->access.driver_timeout_ms;
+  const auto pause = std::chrono::milliseconds(std::clamp(timeout_ms / 10, 1U, 500U));
+  std::unique_lock lock(asking->mutex);
+  while (!asking->ended.wait_for(lock, pause, [&] { return asking->done; })) {
+    const auto call = nvml::call_in_flight();
+    if (!call) continue;
+    const unsigned allowed_ms =
+        timeout_ms * (std::string_view(call->function) == "nvmlInit_v2" ? slower_start : 1);
+    if (monotonic_ns() < call->since_ns + std::uint64_t{allowed_ms} * 1'000'000) continue;
+    thread.detach();
+    exit_at_once();
+    return hanging(*call, allowed_ms);
+  }
+  lock.unlock();
+  thread.join();
+  return ok_status();
+}
+
 }  // namespace
 
 Result<Host> host(const Access& access, Cost* cost) {
   const std::uint64_t began = monotonic_ns();
-  Cost spent;
-  Host host;
-  std::vector<inventory::PciDevice> on_bus;
-  sysfs::read_host(access.root, host);
-  const auto pci_detail = access.detail == Detail::full ? sysfs::PciDetail::full : sysfs::PciDetail::brief;
-  read_pci(access.root, pci_detail, host, on_bus);
-  spent.kernel_ns = monotonic_ns() - began;
+  const auto asking = std::make_shared<Asking>();
+  asking->access = access;
+  const auto pci_detail = access.detail == Detail::brief ? sysfs::PciDetail::brief : sysfs::PciDetail::full;
+  read_pci(access.root, pci_detail, asking->host, asking->on_bus);
+  BH_TRY(std::thread thread, start(asking));
 
-  std::string driver_said;
-  const std::uint64_t opening = monotonic_ns();
-  auto driver = Nvml::open(access.nvml_library);
-  spent.driver_open_ns = monotonic_ns() - opening;
-  if (driver.ok()) {
-    read_driver(access, **driver, host, on_bus, driver_said);
-    for (const auto& call : (*driver)->costs())
-      spent.driver.push_back({call.function, call.calls, call.nanoseconds});
-  } else {
-    driver_said = driver.error().message();
+  // The driver takes its time: the kernel and systemd are asked meanwhile.
+  Host host;
+  Cost spent;
+  sysfs::read_host(access.root, host);
+  spent.kernel_ns = monotonic_ns() - began;
+  Host of_units;
+  const std::uint64_t asking_units = monotonic_ns();
+  read_units(access.root, of_units);
+  spent.units_ns = monotonic_ns() - asking_units;
+  BH_CHECK(wait_for(asking, thread));
+
+  Host& asked = asking->host;
+  host.gpus = std::move(asked.gpus);
+  host.nvswitches = std::move(asked.nvswitches);
+  host.virtual_functions = std::move(asked.virtual_functions);
+  if (asked.driver_version) host.driver_version = std::move(asked.driver_version);
+  host.cuda_version = std::move(asked.cuda_version);
+  host.notes.insert(host.notes.end(), asked.notes.begin(), asked.notes.end());
+  std::vector<inventory::PciDevice> on_bus = std::move(asking->on_bus);
+  std::string driver_said = std::move(asking->driver_said);
+  spent.driver = std::move(asking->spent.driver);
+  spent.driver_open_ns = asking->spent.driver_open_ns;
+  if (const auto& refused = asking->refused) {
+    driver_said = refused->message();
     host.cuda_version = Reading<std::string>::missing(driver_said);
-    host.notes.push_back(driver.error().hint().empty()
-                             ? driver_said
-                             : fmt::format("{} ({})", driver_said, driver.error().hint()));
+    host.notes.push_back(refused->hint().empty() ? driver_said
+                                                 : fmt::format("{} ({})", driver_said, refused->hint()));
   }
   for (auto& pci : on_bus) {
     if (pci_detail == sysfs::PciDetail::brief) {  // its link may tell why
@@ -389,14 +520,13 @@ Result<Host> host(const Access& access, Cost* cost) {
     std::string why = why_lost(pci, driver_said);
     host.lost.push_back({.pci = std::move(pci), .why = std::move(why)});
   }
-  if (!driver.ok() && !host.kernel && !host.boot_id && host.memory.count == 0) {
+  if (asking->refused && !host.kernel && !host.boot_id && host.memory.count == 0) {
     return Error(Errc::not_found, fmt::format("nothing of a host can be read below {}", access.root.string()),
                  "check --root and BULKHEAD_ROOT");
   }
   mark_ours(access, host);
-  const std::uint64_t asking = monotonic_ns();
-  read_units(access.root, host);
-  spent.units_ns = monotonic_ns() - asking;
+  host.units = std::move(of_units.units);
+  host.notes.insert(host.notes.end(), of_units.notes.begin(), of_units.notes.end());
   spent.total_ns = monotonic_ns() - began;
   if (cost != nullptr) *cost = std::move(spent);
   return host;

@@ -15,6 +15,7 @@ namespace bulkhead::observe {
 // How much to ask the driver. On an H100 each of clocks, thresholds and MIG profiles costs it milliseconds.
 enum class Detail {
   full,   // all that inventory::Host has
+  plan,   // what a plan is made from: not the clocks of the moment, thresholds and VBIOS
   brief,  // what a page of the host shows; the rest says "not asked". MIG geometry only where MIG is on or
           // pending
 };
@@ -25,9 +26,12 @@ struct Access {
   std::string nvml_library = {};         // empty: libnvidia-ml.so.1 by the loader's rules
   std::filesystem::path state_dir = {};  // the journal: which instances are ours
   Detail detail = Detail::full;
+  // A single driver call may take this long; then the looking is given up with Errc::timeout.
+  unsigned driver_timeout_ms = 20'000;
 };
 
-// What the looking cost, for those who want it kept low.
+// What the looking cost, for those who want it kept low. The kernel and systemd are asked while the driver
+// works.
 struct Cost {
   struct Call {
     std::string function = {};
@@ -40,7 +44,8 @@ struct Cost {
   std::uint64_t total_ns = 0;
 };
 
-// `cost`, when given, is filled.
+// `cost`, when given, is filled. Errc::timeout names the driver call that hangs; it cannot be interrupted, so
+// a thread stays behind in it, and the process, when it exits, does so without running destructors.
 Result<inventory::Host> host(const Access& access, Cost* cost = nullptr);
 
 }  // namespace bulkhead::observe

@@ -104,13 +104,28 @@ std::optional<Live> live(Dev d, unsigned id) {
     default:
       break;
   }
-  if (id == 147) {  // NVSWITCH_CONNECTED_LINK_COUNT: what nvidia-smi topo prints as NV18
+  // NVSWITCH_CONNECTED_LINK_COUNT: what nvidia-smi topo prints as NV18. Boards in virtual machines, without
+  // their switches, answer a zero of type double; with switches the type was not read, nvml.h says unsigned
+  // int.
+  if (id == 147) {
     const auto up = std::count_if(std::begin(g.nvlink_active), std::end(g.nvlink_active),
                                   [](auto active) { return active != 0; });
     return unsigned_of(d.state->nvswitch_count > 0 ? static_cast<double>(up) : 0);
   }
   if (id == 38 && c.nvlinks > 0) return wide(crc_errors(g));     // NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL
-  if (id == 91 && c.nvlinks > 0) return unsigned_of(c.nvlinks);  // NVLINK_LINK_COUNT
+  return std::nullopt;
+}
+
+// What boards with NVLink in use answer: nvidia-smi nvlink begins with the count, and NCCL asks Hopper for each
+// link's state this way. The recordings come from guests with NvLinkDisable=1, which answer NOT_SUPPORTED.
+std::optional<Live> of_links(Dev d, const nvmlFieldValue_t& asked) {
+  const auto& active = d.gpu->nvlink_active;
+  const bool used = d.state->nvswitch_count > 0 ||
+                    std::any_of(std::begin(active), std::end(active), [](auto up) { return up != 0; });
+  if (!used || d.chip->nvlinks == 0) return std::nullopt;
+  if (asked.fieldId == 91) return Live{type_uint, d.chip->nvlinks};  // NVLINK_LINK_COUNT
+  if (asked.fieldId == 165 && asked.scopeId < d.chip->nvlinks)       // NVLINK_GET_STATE
+    return Live{type_uint, active[asked.scopeId] != 0 ? 1U : 0U};
   return std::nullopt;
 }
 
@@ -127,10 +142,21 @@ void answer(Dev d, nvmlFieldValue_t& value) {
   value.timestamp = static_cast<long long>(d.state->now_ns / 1000);
   value.latencyUsec = 0;
   value.value.ullVal = 0;
+  if (const auto links = of_links(d, value)) {
+    value.nvmlReturn = NVML_SUCCESS;
+    value.valueType = static_cast<nvmlValueType_t>(links->type);
+    value.value.ullVal = links->bits;
+    return;
+  }
   if (known != nullptr) {
     value.nvmlReturn = static_cast<nvmlReturn_t>(known->nvml_return);
     value.valueType = static_cast<nvmlValueType_t>(known->value_type);
-    if (value.nvmlReturn == NVML_SUCCESS) value.value.ullVal = now ? now->bits : known->bits;
+    if (value.nvmlReturn == NVML_SUCCESS) {
+      value.value.ullVal = now ? now->bits : known->bits;
+      // A recorded zero of type double takes the type of what lives here now.
+      if (now && now->bits != 0 && known->value_type == type_double)
+        value.valueType = static_cast<nvmlValueType_t>(now->type);
+    }
     return;
   }
   value.nvmlReturn = now ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
