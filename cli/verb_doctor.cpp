@@ -225,8 +225,10 @@ int list(const Context& context, const Options& options) {
 
 int run(const Context& context, const Options& options) {
   if (options.list) return list(context, options);
-  const auto evidence = examine::evidence(
-      {.root = context.root, .nvml_library = context.nvml_library, .state_dir = context.state_dir});
+  const auto evidence = examine::evidence({.root = context.root,
+                                           .nvml_library = context.nvml_library,
+                                           .state_dir = context.state_dir,
+                                           .driver_timeout_ms = context.driver_timeout_ms});
   if (!evidence.ok()) return fail(context, Error(evidence.error()).in("doctor"));
   const Purposes purposes = chosen(options.purposes);
   auto findings = doctor::examine(*evidence, purposes);
