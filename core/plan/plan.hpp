@@ -1,6 +1,6 @@
-// A plan is a value: the ordered steps from the host as observed to the node file as written, each with its reason,
-// what it costs whom, and its undo. Made by a pure function; printed, compared, stored and tested before anything
-// is touched. Success of an apply is that the next plan is empty.
+// A plan is a value: the ordered steps from the host as observed to the node file as written, each with its
+// reason, what it costs whom, and its undo. Made by a pure function; printed, compared, stored and tested
+// before anything is touched. Success of an apply is that the next plan is empty.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@
 
 namespace bulkhead::plan {
 
-// ---- the steps: one struct a kind, holding the state before and after, so that undo is a swap -----------------
+// ---- the steps: one struct a kind, holding the state before and after, so that undo is a swap
 struct SetPersistence {
   Uuid gpu = {};
   bool before = false, after = false;
@@ -28,7 +28,8 @@ struct SetMigMode {
   Uuid gpu = {};
   bool before = false, after = false;
 };
-struct DestroyInstance {  // with its compute instances, which go first; undo creates it again at the same place
+struct DestroyInstance {  // with its compute instances, which go first; undo creates it again at the same
+                          // place
   Uuid gpu = {};
   unsigned gpu_instance = 0;
   std::string profile = {};
@@ -54,7 +55,8 @@ struct SetPowerLimit {
   Uuid gpu = {};
   Milliwatts before = {}, after = {};
 };
-struct LockClocks {  // empty `after` unlocks; NVML cannot read a lock back, so `before` is what the journal knows
+struct LockClocks {  // empty `after` unlocks; NVML cannot read a lock back, so `before` is what the journal
+                     // knows
   Uuid gpu = {};
   std::optional<spec::ClockLock> before = {}, after = {};
 };
@@ -67,15 +69,15 @@ struct SetUnit {
   bool active_before = false, active_after = false;
   std::optional<unsigned> probe_port = {};  // TCP on loopback that must answer afterwards
 };
-struct SetFile {  // a whole file of ours: kernel arguments drop-in, modprobe.d
-  std::string path = {};                      // absolute on the host
+struct SetFile {          // a whole file of ours: kernel arguments drop-in, modprobe.d
+  std::string path = {};  // absolute on the host
   std::optional<std::string> before = {}, after = {};  // contents; empty: the file is absent
-  std::vector<std::string> then = {};         // command to run afterwards: {"update-grub"}; may be empty
-  std::vector<std::string> then_undo = {};    // what the undo runs afterwards; undo_of swaps the two
+  std::vector<std::string> then = {};       // command to run afterwards: {"update-grub"}; may be empty
+  std::vector<std::string> then_undo = {};  // what the undo runs afterwards; undo_of swaps the two
 };
 
-using Action = std::variant<SetPersistence, SetMigMode, DestroyInstance, CreateInstance, CreateCompute, SetPowerLimit,
-                            LockClocks, SetGovernor, SetUnit, SetFile>;
+using Action = std::variant<SetPersistence, SetMigMode, DestroyInstance, CreateInstance, CreateCompute,
+                            SetPowerLimit, LockClocks, SetGovernor, SetUnit, SetFile>;
 
 // "set-mig-mode": the stable name of a step kind in JSON, the journal and docs.
 std::string_view kind_of(const Action& action);
@@ -88,8 +90,8 @@ Result<Action> action_from_json(const Json& json);  // of the journal; outside d
 
 // Somebody loses something.
 struct Loss {
-  std::string who = {};    // "pid 4711 (python3), cgroup /tenant-a"
-  std::string what = {};   // "its MIG device 3g.40gb (gi 1)"
+  std::string who = {};   // "pid 4711 (python3), cgroup /tenant-a"
+  std::string what = {};  // "its MIG device 3g.40gb (gi 1)"
 };
 
 struct Step {
@@ -102,20 +104,20 @@ struct Step {
 
 struct Plan {
   std::vector<Step> steps = {};
-  std::vector<std::string> notes = {};   // foreign instances left alone, what is already as wanted
+  std::vector<std::string> notes = {};  // foreign instances left alone, what is already as wanted
   bool empty() const { return steps.empty(); }
   bool reboot_owed() const;
 };
 
 // A refusal is an answer. Every reason names the thing, the cause and the way out.
 struct Reason {
-  std::string subject = {};              // "gpu 3 (GPU-...)", "host"
+  std::string subject = {};  // "gpu 3 (GPU-...)", "host"
   std::string why = {};
   std::vector<inventory::Holder> holders = {};
-  std::string way_out = {};              // in words and commands
+  std::string way_out = {};  // in words and commands
 };
 struct Refusal {
-  std::vector<Reason> reasons = {};      // all of them at once
+  std::vector<Reason> reasons = {};  // all of them at once
 };
 
 // What the journal knows and the hardware cannot say.
@@ -124,21 +126,21 @@ struct Remembered {
     Uuid gpu = {};
     spec::ClockLock range = {};
   };
-  std::vector<Lock> clock_locks = {};                 // set by us, this boot
+  std::vector<Lock> clock_locks = {};  // set by us, this boot
   struct File {
     std::string path = {};
-    std::optional<std::string> content = {};          // read now, not remembered; nullopt: absent
+    std::optional<std::string> content = {};  // read now, not remembered; nullopt: absent
   };
-  std::vector<File> files = {};                       // the files the node file may touch, as they are
+  std::vector<File> files = {};  // the files the node file may touch, as they are
 };
 
 struct Options {
-  bool evict = false;   // busy instances and GPUs may be taken from their holders
-  bool adopt = false;   // foreign instances count as ours
+  bool evict = false;  // busy instances and GPUs may be taken from their holders
+  bool adopt = false;  // foreign instances count as ours
 };
 
-std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Host& host, const Remembered& remembered,
-                                 const Options& options);
+std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Host& host,
+                                 const Remembered& remembered, const Options& options);
 
 // Whether a rule is for this GPU.
 bool selects(const spec::Select& select, const inventory::Gpu& gpu);

@@ -112,12 +112,13 @@ std::optional<Live> live(Dev d, unsigned id) {
                                   [](auto active) { return active != 0; });
     return unsigned_of(d.state->nvswitch_count > 0 ? static_cast<double>(up) : 0);
   }
-  if (id == 38 && c.nvlinks > 0) return wide(crc_errors(g));     // NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL
+  if (id == 38 && c.nvlinks > 0) return wide(crc_errors(g));  // NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL
   return std::nullopt;
 }
 
-// What boards with NVLink in use answer: nvidia-smi nvlink begins with the count, and NCCL asks Hopper for each
-// link's state this way. The recordings come from guests with NvLinkDisable=1, which answer NOT_SUPPORTED.
+// What boards with NVLink in use answer: nvidia-smi nvlink begins with the count, and NCCL asks Hopper for
+// each link's state this way. The recordings come from guests with NvLinkDisable=1, which answer
+// NOT_SUPPORTED.
 std::optional<Live> of_links(Dev d, const nvmlFieldValue_t& asked) {
   const auto& active = d.gpu->nvlink_active;
   const bool used = d.state->nvswitch_count > 0 ||
