@@ -38,7 +38,6 @@ F* truth(F*, const char* name) {
 }  // namespace
 
 // ---- wild answers
-// -----------------------------------------------------------------------------------------------
 LIAR_EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned* count) {
   const nvmlReturn_t code = TRUTH(nvmlDeviceGetCount_v2)(count);
   if (lie("device-count")) *count = wild;
@@ -179,7 +178,6 @@ LIAR_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t de
 }
 
 // ---- commands that say SUCCESS
-// -----------------------------------------------------------------------------------------------
 LIAR_EXPORT nvmlReturn_t nvmlDeviceSetPowerManagementLimit(nvmlDevice_t device, unsigned limit) {
   if (lie("limit-ignored")) return NVML_SUCCESS;
   return TRUTH(nvmlDeviceSetPowerManagementLimit)(device, limit);
