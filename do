@@ -49,27 +49,31 @@ ensure() {  # ensure PACKAGE...: installs those that are missing
     die "apt-get install ${missing[*]} failed"
 }
 
+has_candidate() { [[ $(apt-cache policy "$1" 2>/dev/null) == *"Candidate: "[0-9]* ]]; }
+
 # The archive this machine already uses for main, asked for contrib and non-free as well.
 add_components() {
-  apt-cache policy libnvidia-ml-dev 2>/dev/null | grep -q 'Candidate: [0-9]' && return
+  has_candidate libnvidia-ml-dev && return
   apt_update
-  apt-cache policy libnvidia-ml-dev 2>/dev/null | grep -q 'Candidate: [0-9]' && return
-  local where
-  where=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT) $(SIGNED_BY)' 'Created-By: Packages' |
-    awk '$3 == "main" && $2 !~ /-/ && /debian/ && !/security/ { print $1, $2, $4; exit }')
-  [ -n "$where" ] || die "no Debian archive with component main is configured; add contrib and non-free by hand"
-  local uri codename key
-  read -r uri codename key <<<"$where"
-  say "adding contrib and non-free of the configured Debian archive (real NVML clients)"
-  as_root tee /etc/apt/sources.list.d/bulkhead-nvml-clients.sources >/dev/null <<EOF
+  has_candidate libnvidia-ml-dev && return
+  local uri codename file=/etc/apt/sources.list.d/bulkhead-nvml-clients.sources
+  read -r uri codename < <(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
+    awk '$3 == "main" && $2 !~ /-/ && /debian/ && !/security/ && !found { print $1, $2; found = 1 }') ||
+    die "no Debian archive with component main is configured; add contrib and non-free by hand"
+  say "adding contrib and non-free of the configured Debian archive (real NVML clients): $file"
+  as_root tee "$file" >/dev/null <<EOF
 Types: deb
 URIs: $uri
 Suites: $codename
 Components: contrib non-free
-Signed-By: ${key:-/usr/share/keyrings/debian-archive-keyring.gpg}
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 EOF
   apt_updated=
-  apt_update
+  if ! as_root apt-get update -qq; then
+    as_root rm -f "$file"
+    die "apt-get update failed with $file, which was taken out again; add contrib and non-free by hand"
+  fi
+  has_candidate libnvidia-ml-dev || die "no libnvidia-ml-dev in $uri $codename non-free"
 }
 
 clients() {
