@@ -592,8 +592,9 @@ class Maker {
     std::string why = fmt::format("MIG mode is {}", gpu.mig_now ? "on" : "off");
     if (gpu.mig_now == wanted) why += fmt::format(", but {} is pending", wanted ? "off" : "on");
     if (ampere) why += "; the driver resets the GPU for it";
-    auto& made =
-        step(SetMigMode{gpu.uuid, gpu.mig_now == wanted ? !wanted : gpu.mig_now, wanted}, std::move(why));
+    // The mode in force is what an undo returns to. A change that was only pending is not brought back: in
+    // force it would take the instances with it.
+    auto& made = step(SetMigMode{gpu.uuid, gpu.mig_now, wanted}, std::move(why));
     if (gpu.mig_now != wanted) add_losses(made, gpu.holders, fmt::format("gpu {}", gpu.index));
     if (ampere && in_vm) {
       made.reboot_owed = true;
