@@ -653,6 +653,12 @@ DifferenceKind kind_of(std::string_view question) {
                         "clock_1",
                         "clock_2",
                         "clock_3",
+                        "fields.3",  // ECC totals: a board's own history (23 corrected ones read on one H100)
+                        "fields.4",
+                        "fields.5",
+                        "fields.6",
+                        "fields.142",  // remapped rows: likewise
+                        "fields.143",
                         "fields.74",
                         "fields.75",
                         "fields.76",
@@ -675,7 +681,9 @@ DifferenceKind kind_of(std::string_view question) {
                         "fields.269",
                         "fields.270",
                         "fields.271"})) {
-    return DifferenceKind::live;
+    // A field answers [return code, type, value]: only its value lives.
+    const bool fact = question.starts_with("fields.") && !question.ends_with("[2]");
+    return fact ? DifferenceKind::differs : DifferenceKind::live;
   }
   // A metric's return code and name are facts, its value is not.
   if (question.starts_with("gpm.") && question.ends_with("[1]")) return DifferenceKind::live;
