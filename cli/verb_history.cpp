@@ -23,6 +23,7 @@ Json to_json(const execute::HistoryEntry& entry) {
               {"state", store::name_of(run.state)},
               {"started", rfc3339(run.started)}};
   out["ended"] = run.ended ? Json(rfc3339(*run.ended)) : Json(nullptr);
+  out["cut_off"] = entry.cut_off;
   out["boot_id"] = run.boot_id;
   if (run.continues) out["continues"] = *run.continues;
   if (run.rolls_back) out["rolls_back"] = *run.rolls_back;
@@ -59,8 +60,14 @@ Tone tone_of(store::RunState state) {
   return Tone::plain;
 }
 
-std::string note_of(const store::Run& run) {
+std::string state_of(const execute::HistoryEntry& entry) {
+  return entry.cut_off ? "cut off" : std::string(store::name_of(entry.run.state));
+}
+
+std::string note_of(const execute::HistoryEntry& entry) {
+  const auto& run = entry.run;
   std::string note;
+  if (entry.cut_off) note += "the next apply or rollback settles it; ";
   if (run.continues) note += fmt::format("continues {}; ", *run.continues);
   if (run.rolls_back) note += fmt::format("takes back {}; ", *run.rolls_back);
   note += printable(run.message, 400);
@@ -72,9 +79,9 @@ std::string page(const Context& context, const execute::HistoryEntry& entry) {
   const auto& run = entry.run;
   std::string out =
       fmt::format("{} {}: {}, {}", paint(context, Tone::bold, fmt::format("run {}", run.id)), run.verb,
-                  paint(context, tone_of(run.state), store::name_of(run.state)), rfc3339(run.started));
+                  paint(context, tone_of(run.state), state_of(entry)), rfc3339(run.started));
   if (run.ended) out += " to " + rfc3339(*run.ended);
-  if (const auto note = note_of(run); !note.empty()) out += "\n  " + note;
+  if (const auto note = note_of(entry); !note.empty()) out += "\n  " + note;
   out += "\n\n";
   Table table({"STEP", "STATE", "TOOK", "WHAT"});
   for (const auto& step : entry.steps) {
@@ -120,8 +127,8 @@ std::function<int(const Context&)> bind_history(CLI::App& app) {
     } else {
       Table table({"RUN", "VERB", "STATE", "STARTED", "STEPS", "NOTE"});
       for (const auto& entry : *entries) {
-        table.row({std::to_string(entry.run.id), entry.run.verb, std::string(store::name_of(entry.run.state)),
-                   rfc3339(entry.run.started), std::to_string(entry.steps.size()), note_of(entry.run)},
+        table.row({std::to_string(entry.run.id), entry.run.verb, state_of(entry), rfc3339(entry.run.started),
+                   std::to_string(entry.steps.size()), note_of(entry)},
                   {Tone::bold, Tone::plain, tone_of(entry.run.state)});
       }
       out = table.str(context);

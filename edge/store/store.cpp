@@ -120,6 +120,21 @@ std::string_view name_of(StepState state) {
 }
 
 // ---- the lock
+bool Lock::held(const fs::path& directory) {
+  struct stat lock {};
+  if (::stat((directory / "lock").c_str(), &lock) != 0) return false;
+  const auto locks = read_file("/proc/locks");
+  if (!locks.ok()) return false;
+  // "1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF". The device is not compared: overlays print another one
+  // than stat.
+  const std::string inode = fmt::format(":{} ", lock.st_ino);
+  for (const auto line : split_lines(*locks)) {
+    if (line.find(" FLOCK ") != std::string_view::npos && line.find(inode) != std::string_view::npos)
+      return true;
+  }
+  return false;
+}
+
 Result<Lock> Lock::take(const fs::path& directory, std::string_view verb) {
   const fs::path path = directory / "lock";
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));

@@ -94,6 +94,9 @@ class Lock {
  public:
   // Errc::in_use names the holder. The directory must exist.
   static Result<Lock> take(const std::filesystem::path& directory, std::string_view verb);
+  // Whether somebody holds it now. Looks (at /proc/locks) without taking it, so nobody is turned away
+  // meanwhile.
+  static bool held(const std::filesystem::path& directory);
   // Adds the worker's pid to what a refused second is told.
   Status name_worker(int pid) const;
   int fd() const { return fd_.get(); }

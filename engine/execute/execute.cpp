@@ -724,11 +724,16 @@ Result<Outcome> rollback(const Options& options) {
 Result<std::vector<HistoryEntry>> history(const observe::Access& access, std::optional<std::int64_t> run) {
   BH_TRY(const auto journal, store::Store::open(access.state_dir, store::Store::Access::read_only));
   std::vector<HistoryEntry> entries;
+  const bool somebody_runs = store::Lock::held(access.state_dir);
+  const auto add = [&](store::Run one, std::vector<store::Step> steps) {
+    const bool cut_off = one.state == store::RunState::running && !somebody_runs;
+    entries.push_back({.run = std::move(one), .steps = std::move(steps), .cut_off = cut_off});
+  };
   if (!run) {
     BH_TRY(auto runs, journal->runs());
     for (auto& one : runs) {
       BH_TRY(auto steps, journal->steps(one.id));
-      entries.push_back({.run = std::move(one), .steps = std::move(steps)});
+      add(std::move(one), std::move(steps));
     }
     return entries;
   }
@@ -736,7 +741,7 @@ Result<std::vector<HistoryEntry>> history(const observe::Access& access, std::op
   if (!one)
     return Error(Errc::not_found, fmt::format("there is no run {}", *run), "list them: bulkhead history");
   BH_TRY(auto steps, journal->steps(*run));
-  entries.push_back({.run = std::move(*one), .steps = std::move(steps)});
+  add(std::move(*one), std::move(steps));
   return entries;
 }
 

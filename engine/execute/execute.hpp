@@ -93,6 +93,7 @@ Result<Outcome> rollback(const Options& options);
 struct HistoryEntry {
   store::Run run = {};
   std::vector<store::Step> steps = {};
+  bool cut_off = false;  // says "running", and nobody runs: the next apply or rollback settles it
 };
 // Newest first; one run alone when `run` is given. Errc::not_found: no such run.
 Result<std::vector<HistoryEntry>> history(const observe::Access& access, std::optional<std::int64_t> run);
