@@ -2,7 +2,7 @@
 # hwloc's lstopo with its NVML plugin against the twin.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
-lstopo=$DEPS/usr/bin/lstopo-no-graphics
+lstopo=$(command -v lstopo-no-graphics) || lstopo=$DEPS/usr/bin/lstopo-no-graphics
 plugins=$(dirname "$(find "$DEPS/usr/lib" -name hwloc_nvml.so | head -1)")
 [ -x "$lstopo" ] && [ -f "$plugins/hwloc_nvml.so" ] || { echo "# no lstopo or no NVML plugin"; exit 1; }
 twin_up dgx-h100
