@@ -113,6 +113,11 @@ class Session {
 Status Session::settle(Outcome& outcome) {
   BH_TRY(const auto flying, journal_->in_flight());
   for (const auto& step : flying) {
+    // A run that failed and could not take its last step back was cut off as well: it is what a rollback
+    // means.
+    BH_TRY(const auto run, journal_->run(step.run));
+    if (run && run->verb == "apply" && run->state == store::RunState::failed)
+      BH_CHECK(journal_->end_run(run->id, store::RunState::interrupted, run->message));
     BH_TRY(const bool settled, settle_step(step, outcome));
     if (!settled) {
       return Error(Errc::conflict, outcome.settled.back(),
@@ -149,6 +154,11 @@ Result<bool> Session::settle_step(const store::Step& step, Outcome& outcome) {
   const bool redo = sight.seen == Seen::unknown || sight.seen == Seen::half ||
                     (sight.seen == Seen::after && file != nullptr && !file->then.empty());
   std::string trouble;
+  if (sight.seen == Seen::before && file != nullptr && !file->then.empty()) {
+    // The file is as it was; what its command makes of it may not be.
+    const auto back = worker_.act(plan::undo_of(action), again, deadline);
+    if (back.failed) trouble = back.failed->message();
+  }
   if (redo) {
     const auto done = worker_.act(action, again, deadline);
     if (done.failed) trouble = done.failed->message();
@@ -301,7 +311,11 @@ Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& actio
   }
   // Whatever the failed act left is taken back at once; the undo converges from half as well.
   std::optional<Sight> sight = done.sight;
-  if (!sight || (sight->seen != Seen::before && sight->seen != Seen::neither)) {
+  // A command that failed half-way may have left its product (grub.cfg) ahead of the file: it runs again over
+  // the old one.
+  const auto* file = std::get_if<plan::SetFile>(&action);
+  const bool product = file != nullptr && !file->then.empty();
+  if (product || !sight || (sight->seen != Seen::before && sight->seen != Seen::neither)) {
     Json again = detail;
     again["again"] = true;
     const auto back = worker_.act(plan::undo_of(action), again, deadline);
@@ -312,8 +326,9 @@ Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& actio
     } else {
       trouble = now.error().message();
     }
-    const bool clean =
-        sight && (sight->seen == Seen::before || (sight->seen == Seen::unknown && !back.failed));
+    const bool clean = sight &&
+                       (sight->seen == Seen::before || (sight->seen == Seen::unknown && !back.failed)) &&
+                       !(product && back.failed);
     if (!clean) {
       // Stays `intended`: the next run settles it from what it reads then.
       failed.in_doubt = true;
