@@ -586,7 +586,13 @@ Result<Outcome> Session::rollback() {
   // The newest run that still holds something, and what it continued.
   BH_TRY(const auto runs, journal_->runs());
   std::optional<store::Run> target;
+  // A rollback that was cut off is finished first, even when only its last record is missing.
+  if (!runs.empty() && runs.front().verb == "rollback" && runs.front().rolls_back &&
+      runs.front().state == store::RunState::interrupted) {
+    BH_TRY(target, journal_->run(*runs.front().rolls_back));
+  }
   for (const auto& run : runs) {
+    if (target) break;
     if (run.verb != "apply" || run.state == store::RunState::rolled_back) continue;
     BH_TRY(const auto done, done_steps(run.id));
     BH_TRY(const auto mine, journal_->owned(boot));
