@@ -116,7 +116,7 @@ Status Session::settle(Outcome& outcome) {
     // A run that failed and could not take its last step back was cut off as well: it is what a rollback
     // means.
     BH_TRY(const auto run, journal_->run(step.run));
-    if (run && run->verb == "apply" && run->state == store::RunState::failed)
+    if (run && run->state == store::RunState::failed)
       BH_CHECK(journal_->end_run(run->id, store::RunState::interrupted, run->message));
     BH_TRY(const bool settled, settle_step(step, outcome));
     if (!settled) {
