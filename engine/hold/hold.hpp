@@ -25,6 +25,7 @@ struct Group {  // a compute channel group (engine 1) of the tenant
   std::uint32_t client = 0, subdevice = 0, handle = 0;
   std::vector<std::uint32_t> channels = {};
   std::uint64_t born_ns = 0;  // monotonic
+  int fd = -1;                // the process's own descriptor of the driver file, for whoever must take over
 };
 
 struct Process {
@@ -66,6 +67,8 @@ class Hold {
   // Disables nest in the driver: callers pair them; force_on undoes any number.
   Status set_on(const Group& group, bool on);
   Status force_on(const Group& group);
+  // Bytes the audit found beyond the ledger (imports from other tenants, say): they count against the cap.
+  void charge_beyond(std::uint32_t gpu, std::uint64_t bytes);
 
  private:
   struct Inside;
