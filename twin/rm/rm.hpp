@@ -62,10 +62,10 @@ class Driver {
 
   // ---- for libcuda: what channels and their doorbells are to the real one. No RM call, nothing a filter sees.
   // Puts a job of `duration_ns` of GPU time behind the group's others; the ticket counts from 1 in each group.
-  // Errc::busy: queue_depth jobs wait already. Errc::not_found: no such group any more.
+  // Errc::in_use: queue_depth jobs wait already. Errc::not_found: no such group any more.
   Result<std::uint64_t> submit(GroupName name, std::uint64_t duration_ns);
   Result<Progress> progress(GroupName name);
-  // When a job finished; for the last queue_depth finished jobs. Errc::busy: it has not. Errc::gone: too long ago.
+  // When a job finished; for the last queue_depth finished jobs. Errc::in_use: it has not. Errc::gone: too long ago.
   Result<std::uint64_t> finished_at_ns(GroupName name, std::uint64_t ticket);
   // The least GPU time from now until `ticket` can have finished, 0 when it has: how long a caller may sleep before it
   // looks again (others may make it later, nothing makes it earlier but others leaving the GPU).
