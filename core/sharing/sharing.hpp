@@ -3,9 +3,9 @@
 // there is no arbiter of arbiters to lose. The cost model behind the numbers: docs/design/sharing.md.
 //
 // Three tools (measured on an H100, docs/design/sharing.md):
-//   slice    the GPU's own scheduler runs busy channel groups in a round, each for its slice; a switch costs
-//   ~0.2 ms turn     only the group whose turn it is may be on the GPU: the others' channels are disabled
-//   (0.4 ms each way) duty     a group is on for part of each period: a hard ceiling, also on an idle GPU
+// - slice: the GPU's own scheduler runs busy channel groups in a round, each for its slice; a switch costs ~0.2 ms
+// - turn: only the group whose turn it is may be on the GPU, the others' channels are disabled (0.4 ms off, 0.25 on)
+// - duty: a group is on for part of each period: a hard ceiling, also on an idle GPU
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ struct Tenant {
   std::uint64_t id = 0;
   Class cls = Class::batch;
   unsigned weight = 100;
-  std::optional<unsigned> ceiling =
-      {};  // percent of the GPU's time, 1..99, not to be exceeded even on an idle GPU
+  // Percent of the GPU's time, 1..99, not to be exceeded even on an idle GPU.
+  std::optional<unsigned> ceiling = {};
   std::optional<std::uint64_t> latency_us = {};  // interactive: the longest wait for others that it accepts
   bool running = false;                          // has a compute channel group now
   // Measured share of the GPU's time, 0..1, smoothed by the caller over a second or two. nullopt: not known
@@ -76,13 +76,14 @@ struct Line {
 };
 
 struct Plan {
-  std::vector<Line> lines;     // one a tenant, in the order given
-  std::uint64_t round_us = 0;  // the turns, one after another; 0: nobody takes turns. Longer than their sum
-                               // only where ceilings leave a part to nobody
-  std::uint64_t longest_wait_us =
-      0;  // how long a tenant treated as interactive can wait for the GPU; 0: there is none
-  std::vector<std::string>
-      refused;  // what was asked and cannot be: weights that leave too little, bounds too tight
+  std::vector<Line> lines;  // one a tenant, in the order given
+  // The turns, one after another; 0: nobody takes turns. Longer than their sum only where ceilings leave a
+  // part to nobody.
+  std::uint64_t round_us = 0;
+  // How long a tenant treated as interactive can wait for the GPU; 0: there is none.
+  std::uint64_t longest_wait_us = 0;
+  // What was asked and cannot be: weights that leave too little, bounds too tight. The lines are the nearest safe.
+  std::vector<std::string> refused;
 };
 
 // Deterministic; independent of the order of tenants except for the order of lines.
