@@ -71,6 +71,7 @@ struct Line {
   std::uint64_t duty_period_us = 0;
   std::uint64_t offset_us = 0;  // where in the round of turns, or in its duty period, it comes on
   bool demoted = false;         // interactive, but too busy for it: shares by weight
+  bool alone = false;           // nobody to share with: its groups need not divide anything
   double expected = 0;          // share of the GPU's time it gets when every running tenant is busy, 0..1
   std::string why = {};         // one sentence for `share list`
 };
@@ -101,6 +102,18 @@ struct Moment {
   std::uint64_t until_ns = UINT64_MAX;
 };
 Moment at(const Plan& plan, std::uint64_t id, std::uint64_t monotonic_ns);
+
+// The driver's scheduler knows groups, not tenants: each group of a tenant takes a slice of its own. So a tenant's groups
+// divide its slice while each part still makes progress; beyond that they are on one at a time, each in a tenant's whole
+// turn or period. `busy_groups`: those that had work lately; the idle ones stay on and take nothing.
+struct GroupLine {
+  std::uint64_t slice_us = 0;  // of each group
+  bool one_at_a_time = false;  // then group_at() says which
+};
+GroupLine group_line(const Line& line, unsigned busy_groups, const Costs& costs);
+// Like at(), for the busy group number `index` of its tenant, counted in an order that stays.
+Moment group_at(const Plan& plan, std::uint64_t id, const GroupLine& line, unsigned index, unsigned busy_groups,
+                std::uint64_t monotonic_ns);
 
 // What would starve somebody; empty for every plan decide() makes. The property tests' judge.
 std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Costs& costs, const Plan& plan);
