@@ -16,6 +16,7 @@
 #include "base/text.hpp"
 #include "twin/init/init.hpp"
 #include "twin/physics/physics.hpp"
+#include "twin/rm/rm.hpp"
 #include "twin/tree/tree.hpp"
 
 namespace bulkhead::twin {
@@ -143,7 +144,19 @@ Result<fs::path> up(const UpOptions& options) {
   if (failed)
     return errno_error(fmt::format("link {}", (directory / "lib/libnvidia-ml.so.1").string()),
                        failed.value());
+  // The driver's other libraries lie beside it, where they were built or installed.
+  for (const char* name : {"libbulkhead-twin-device.so", "libcuda.so.1"}) {
+    fs::remove(directory / "lib" / name, failed);
+    const fs::path other = library.parent_path() / name;
+    if (!fs::exists(other, failed)) continue;
+    fs::create_symlink(other, directory / "lib" / name, failed);
+    if (failed)
+      return errno_error(fmt::format("link {}", (directory / "lib" / name).string()), failed.value());
+  }
+  fs::remove(directory / "rm.bin", failed);
   BH_CHECK(StateFile::create(directory / "state.bin", state));
+  // The driver's file now, for its users may not make one here.
+  BH_CHECK(rm::Driver::open(directory));
   if (options.init) {
     if (auto started = init::start(directory, {.fabric_manager_port = options.fabric_manager_port});
         !started.ok()) {
@@ -163,7 +176,7 @@ Status down(const fs::path& directory) {
   std::error_code failed;
   // The state first: whoever holds the library open finds out at its next call, and the profile last, so that
   // a second `down` can finish what an interrupted one began.
-  for (const char* part : {"state.bin", "lib", "lost", "root", "run"}) {
+  for (const char* part : {"state.bin", "rm.bin", "lib", "lost", "root", "run"}) {
     fs::remove_all(directory / part, failed);
     if (failed) return errno_error(fmt::format("remove {}", (directory / part).string()), failed.value());
   }
@@ -275,10 +288,12 @@ Result<Json> status(const fs::path& directory) {
 }
 
 Status step(const fs::path& directory, std::uint64_t nanoseconds) {
-  return change(directory, [&](State& state) -> Status {
+  BH_CHECK(change(directory, [&](State& state) -> Status {
     physics::step(state, nanoseconds);
     return ok_status();
-  });
+  }));
+  BH_TRY(const auto driver, rm::Driver::open(directory));
+  return driver->follow();
 }
 
 Status load(const fs::path& directory, std::uint32_t gpu, const Load& wanted) {
@@ -413,6 +428,8 @@ const std::vector<FaultName>& fault_names() {
       {"off-the-bus", "the GPU fell off the bus: XID 79, its configuration space reads all ones"},
       {"fabric-lost", "the Fabric Manager is gone and the fabric with it"},
       {"no-systemd", "systemd does not answer"},
+      {"ignores-slices", "the driver accepts time slices and runs its own"},
+      {"ignores-disable", "the driver accepts taking channels off the GPU and leaves them on"},
       {"ecc", "--count uncorrectable memory errors: XID 48"},
   };
   return names;

@@ -107,8 +107,19 @@ std::vector<std::string> environment(const fs::path& directory) {
   const char* already = std::getenv("LD_LIBRARY_PATH");
   std::string library_path = (full / "lib").string();
   if (already != nullptr && *already != '\0') library_path += fmt::format(":{}", already);
-  return {"BULKHEAD_TWIN=" + full.string(), "BULKHEAD_ROOT=" + (full / "root").string(),
-          "BULKHEAD_NVML=" + (full / "lib/libnvidia-ml.so.1").string(), "LD_LIBRARY_PATH=" + library_path};
+  std::vector<std::string> out = {
+      "BULKHEAD_TWIN=" + full.string(), "BULKHEAD_ROOT=" + (full / "root").string(),
+      "BULKHEAD_NVML=" + (full / "lib/libnvidia-ml.so.1").string(), "LD_LIBRARY_PATH=" + library_path};
+  // The twin's driver answers ioctl inside the program. A name that is not there would make the loader complain in
+  // every program, and one with a space or a colon means two names to it.
+  const std::string device = (full / "lib/libbulkhead-twin-device.so").string();
+  if (fs::exists(device, failed) && device.find_first_of(" :") == std::string::npos) {
+    const char* preloaded = std::getenv("LD_PRELOAD");
+    const std::string before = preloaded != nullptr ? preloaded : "";
+    if (before.find(device) != std::string::npos) return out;
+    out.push_back("LD_PRELOAD=" + (before.empty() ? device : before + ":" + device));
+  }
+  return out;
 }
 
 Result<int> run(const fs::path& directory, const std::vector<std::string>& command) {

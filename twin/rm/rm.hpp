@@ -33,6 +33,26 @@ inline constexpr std::uint64_t memory_granularity = 2ULL << 20;  // of device me
 
 inline constexpr std::size_t queue_depth = 1024;  // jobs of one group that have not finished, as of a real channel
 
+// What abi/rm leaves out, being of no use outside the twin: ctrl0000unix.h of the open kernel modules.
+struct ImportObjects {  // of abi::cmd_import_objects_from_fd
+  std::int32_t fd;
+  std::uint32_t parent;        // the device
+  std::uint32_t objects[128];  // handles to give; 0: RM chooses and says which
+  std::uint8_t types[128];     // out; 1: device memory
+  std::uint16_t count, index;  // how many of the exported ones, from which on
+};
+static_assert(sizeof(ImportObjects) == 652);
+inline constexpr std::uint32_t cmd_get_export_info = 0x3d08;
+struct ExportInfo {
+  std::int32_t fd;
+  std::uint32_t device;
+  std::uint16_t max_objects;
+  std::uint8_t metadata[64];
+  std::uint16_t pad;
+  std::uint32_t gpu_instance;
+};
+static_assert(sizeof(ExportInfo) == 80);
+
 // A channel group by the handles that RM_ALLOC gave: unique on the host through the client.
 struct GroupName {
   std::uint32_t client = 0, group = 0;

@@ -164,7 +164,9 @@ enum class FaultKind : std::uint32_t {
   lost_from_nvml,
   off_the_bus,
   fabric_lost,
-  no_systemd
+  no_systemd,
+  ignores_slices,  // the driver accepts time slices and runs its own
+  ignores_disable  // the driver accepts DISABLE_CHANNELS and disables nothing
 };
 
 struct Fault {
