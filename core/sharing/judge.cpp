@@ -26,7 +26,8 @@ bool capped(const Tenant& t) { return t.ceiling && *t.ceiling < 100; }
 
 }  // namespace
 
-std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Costs& costs, const Plan& plan) {
+std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Costs& costs,
+                                       const Plan& plan) {
   std::vector<std::string> out;
   const auto say = [&]<class... Args>(fmt::format_string<Args...> format, Args&&... args) {
     if (out.size() < 32) out.push_back(fmt::format(format, std::forward<Args>(args)...));
@@ -47,7 +48,8 @@ std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Co
     const Line& line = plan.lines[i];
     if (line.id != tenants[i].id) say("line {} is not tenant {}'s", line.id, tenants[i].id);
     if (!tenants[i].running) {
-      if (line.in_turns || line.expected > 0) say("tenant {} has nothing on the GPU and a part of it", line.id);
+      if (line.in_turns || line.expected > 0)
+        say("tenant {} has nothing on the GPU and a part of it", line.id);
       if (as_double(line.slice_us) <= 2 * change)
         say("tenant {} would begin with a slice of {} us", line.id, line.slice_us);
       continue;
@@ -83,7 +85,8 @@ std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Co
     const double slice = as_double(p.line->slice_us);
     const bool company = !p.line->in_turns && (together > 1 || in_turns > 0);
     if (!strict && !p.first && company && slice < 4 * change) {
-      say("tenant {}: a slice of {} us among several busy ones is lost in switching", p.line->id, p.line->slice_us);
+      say("tenant {}: a slice of {} us among several busy ones is lost in switching", p.line->id,
+          p.line->slice_us);
     }
     if (!strict && !p.first && interactive > 0 && slice > std::max(1000.0, 5 * change)) {
       say("tenant {}: a slice of {} us starves an interactive tenant", p.line->id, p.line->slice_us);
@@ -92,13 +95,18 @@ std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Co
       say("tenant {}: turns may not hold here, and its slice of {} us is lost in switching", p.line->id,
           p.line->slice_us);
     }
-    if (p.first && interactive > 1 && slice < 4 * change) say("tenant {}: waits to no end for others", p.line->id);
-    if (p.line->slice_us == 0 || slice > 100'000) say("tenant {}: a slice of {} us", p.line->id, p.line->slice_us);
+    if (p.first && interactive > 1 && slice < 4 * change)
+      say("tenant {}: waits to no end for others", p.line->id);
+    if (p.line->slice_us == 0 || slice > 100'000)
+      say("tenant {}: a slice of {} us", p.line->id, p.line->slice_us);
     if (p.line->demoted && !p.line->in_turns && running.size() > 1 && !strict) {
-      const double fair = weight_of(*p.tenant) / weights + 0.01, most = any_ceiling ? std::max(0.991, fair) : fair;
-      if (plan.refused.empty() && slice / slices > most) say("tenant {}: busy, and starves the others", p.line->id);
+      const double fair = weight_of(*p.tenant) / weights + 0.01,
+                   most = any_ceiling ? std::max(0.991, fair) : fair;
+      if (plan.refused.empty() && slice / slices > most)
+        say("tenant {}: busy, and starves the others", p.line->id);
     }
-    if (strict && !p.line->in_turns) say("tenant {}: this driver obeys no slices and it has no turn", p.line->id);
+    if (strict && !p.line->in_turns)
+      say("tenant {}: this driver obeys no slices and it has no turn", p.line->id);
   }
   if (in_turns > 0 && together > 0) say("one best-effort tenant is always on beside the turns");
 
@@ -108,7 +116,8 @@ std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Co
     for (const Pair& p : running) {
       if (!p.line->in_turns) continue;
       turns.emplace_back(p.line->offset_us, p.line->turn_us);
-      if (as_double(p.line->turn_us) < 2 * (off + on)) say("tenant {}: a turn of {} us", p.line->id, p.line->turn_us);
+      if (as_double(p.line->turn_us) < 2 * (off + on))
+        say("tenant {}: a turn of {} us", p.line->id, p.line->turn_us);
       if (p.first && !strict) say("tenant {}: interactive, and has to wait for its turn", p.line->id);
     }
     std::sort(turns.begin(), turns.end());
@@ -133,7 +142,8 @@ std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Co
     const double most = std::max(1U, *p.tenant->ceiling) / 100.0 + 1e-9;
     double part = 1;
     if (p.line->in_turns) part = (as_double(p.line->turn_us) + late) / as_double(plan.round_us);
-    if (p.line->duty_period_us > 0) part = (as_double(p.line->duty_on_us) + late) / as_double(p.line->duty_period_us);
+    if (p.line->duty_period_us > 0)
+      part = (as_double(p.line->duty_on_us) + late) / as_double(p.line->duty_period_us);
     if (part > most) say("tenant {}: {:.4f} of the time, above its ceiling", p.line->id, part);
     if (p.line->expected > most) say("tenant {}: promised more than its ceiling", p.line->id);
     if (p.line->duty_period_us > 0 && (p.line->duty_on_us == 0 || p.line->duty_period_us > 1'000'000)) {
@@ -153,7 +163,8 @@ std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Co
       for (const Pair& p : running) {
         if (!among(p)) continue;
         const double got = as_double(length(p)) / all, asked = weight_of(*p.tenant) / weight;
-        if (std::abs(got - asked) > 0.01) say("tenant {}: {:.4f} asked, {:.4f} given", p.line->id, asked, got);
+        if (std::abs(got - asked) > 0.01)
+          say("tenant {}: {:.4f} asked, {:.4f} given", p.line->id, asked, got);
       }
     };
     if (interactive == 0 && !strict) {
@@ -163,8 +174,11 @@ std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Co
     const bool nobody_busy = std::all_of(running.begin(), running.end(), [](const Pair& p) {
       return !p.line->in_turns || p.tenant->busy.value_or(1) < 0.008;
     });
-    check([&](const Pair& p) { return p.line->in_turns && (nobody_busy || p.tenant->busy.value_or(1) >= 0.008); },
-          [](const Pair& p) { return p.line->turn_us; });
+    check(
+        [&](const Pair& p) {
+          return p.line->in_turns && (nobody_busy || p.tenant->busy.value_or(1) >= 0.008);
+        },
+        [](const Pair& p) { return p.line->turn_us; });
   }
 
   // The wait that the plan admits to is the wait that its slices make.

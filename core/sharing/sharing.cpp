@@ -136,7 +136,8 @@ std::vector<std::uint64_t> lengths(std::span<const double> weights, const Bounds
 }
 
 std::string cap_words(const Seat& seat) {
-  return seat.ceiling < 1 ? fmt::format("; never above {:.0f} % of the GPU's time", 100 * seat.ceiling) : std::string{};
+  return seat.ceiling < 1 ? fmt::format("; never above {:.0f} % of the GPU's time", 100 * seat.ceiling)
+                          : std::string{};
 }
 std::string rank_words(const Seat& seat) {
   if (seat.demoted) {
@@ -160,7 +161,8 @@ void refuse_raised(const Seats& seats, std::span<const double> weights, std::spa
     worst = std::max(worst, std::abs(as_double(given[i]) / total - weights[i] / all));
   }
   if (worst <= refuse_beyond) return;
-  const std::size_t top = static_cast<std::size_t>(std::max_element(weights.begin(), weights.end()) - weights.begin());
+  const std::size_t top =
+      static_cast<std::size_t>(std::max_element(weights.begin(), weights.end()) - weights.begin());
   for (std::size_t i = 0; i < given.size(); ++i) {
     if (given[i] > least) continue;
     const double part = as_double(given[i]) / total;
@@ -200,7 +202,8 @@ class Windows {
     std::vector<std::pair<double, double>> windows;
     for (const Seat& seat : seats) {
       const Line& line = plan.lines[seat.index];
-      const double from = line.duty_period_us == 0 ? 0 : as_double(line.offset_us) / as_double(line.duty_period_us);
+      const double from =
+          line.duty_period_us == 0 ? 0 : as_double(line.offset_us) / as_double(line.duty_period_us);
       windows.emplace_back(from, duty_part(line));
       edges.push_back(from);
       edges.push_back(from + windows.back().second - (from + windows.back().second >= 1 ? 1 : 0));
@@ -235,14 +238,16 @@ class Windows {
 // Slices for tenants that are off for part of the time: a tenant that may be on for a fifth of the time and
 // is owed a tenth needs half of the GPU while it is on. Found by repeated correction; what a window cannot
 // give stays short of it.
-std::vector<double> slices_for(const Windows& windows, std::span<const double> owed, std::span<const double> parts,
-                               std::span<const double> weights) {
-  constexpr double most_of_others = 9;  // nine tenths of a window, not all of it: the others' round goes on beneath
+std::vector<double> slices_for(const Windows& windows, std::span<const double> owed,
+                               std::span<const double> parts, std::span<const double> weights) {
+  constexpr double most_of_others =
+      9;  // nine tenths of a window, not all of it: the others' round goes on beneath
   std::vector<double> slices(weights.begin(), weights.end());
   double free_weight = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) free_weight += parts[i] == 1 ? weights[i] : 0;
   const double base = free_weight > 0 ? free_weight : sum_of(weights);
-  for (std::size_t i = 0; i < weights.size(); ++i) slices[i] = std::min(weights[i] / parts[i], most_of_others * base);
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    slices[i] = std::min(weights[i] / parts[i], most_of_others * base);
   for (int turn = 0; turn < 24; ++turn) {
     const auto got = windows.received(slices);
     double free_now = 0;
@@ -281,7 +286,8 @@ void share_by_slices(const Seats& seats, const Tools& tools, double& start, Plan
     caps.push_back(seat.ceiling);
     if (seat.ceiling == 1) continue;
     ceilings = true;
-    set_duty(seat, seats.size() == 1 ? duty_period : duty_period_in_round, tools, start, plan.lines[seat.index]);
+    set_duty(seat, seats.size() == 1 ? duty_period : duty_period_in_round, tools, start,
+             plan.lines[seat.index]);
   }
   if (seats.size() == 1) {
     Line& line = plan.lines[seats[0].index];
@@ -290,7 +296,8 @@ void share_by_slices(const Seats& seats, const Tools& tools, double& start, Plan
     line.why = fmt::format("{}alone on the GPU{}", rank_words(seats[0]), cap_words(seats[0]));
     return;
   }
-  const Bounds bounds{tools.mean_slice, tools.wanted_slice, tools.least_slice, longest_slice, longest_round_of_slices};
+  const Bounds bounds{tools.mean_slice, tools.wanted_slice, tools.least_slice, longest_slice,
+                      longest_round_of_slices};
   std::vector<std::uint64_t> given;
   std::vector<double> expected;
   if (!ceilings) {
@@ -298,7 +305,8 @@ void share_by_slices(const Seats& seats, const Tools& tools, double& start, Plan
     const double round = as_double(std::accumulate(given.begin(), given.end(), std::uint64_t{0}));
     for (const auto slice : given) expected.push_back(as_double(slice) / round);
     refuse_raised(seats, weights, given, whole(tools.least_slice),
-                  fmt::format("slices of {:.0f} to {:.0f} ms", ms(tools.least_slice), ms(longest_slice)), plan);
+                  fmt::format("slices of {:.0f} to {:.0f} ms", ms(tools.least_slice), ms(longest_slice)),
+                  plan);
   } else {
     std::vector<double> parts;
     for (std::size_t i = 0; i < seats.size(); ++i) {
@@ -318,9 +326,9 @@ void share_by_slices(const Seats& seats, const Tools& tools, double& start, Plan
       const Line& line = plan.lines[seat.index];
       if (line.duty_period_us > 0) window = std::min(window, as_double(line.duty_on_us));
     }
-    longer.sum = std::min(
-        bounds.sum, std::max({2 * window, tools.mean_slice / 2 * as_double(seats.size()),
-                              tools.least_slice * sum_of(wanted) / *std::min_element(wanted.begin(), wanted.end())}));
+    longer.sum = std::min(bounds.sum, std::max({2 * window, tools.mean_slice / 2 * as_double(seats.size()),
+                                                tools.least_slice * sum_of(wanted) /
+                                                    *std::min_element(wanted.begin(), wanted.end())}));
     given = lengths(wanted, longer);
     expected = windows.received(std::vector<double>(given.begin(), given.end()));
     for (std::size_t i = 0; i < seats.size(); ++i) {
@@ -336,10 +344,11 @@ void share_by_slices(const Seats& seats, const Tools& tools, double& start, Plan
     Line& line = plan.lines[seats[i].index];
     line.slice_us = given[i];
     line.expected = expected[i];
-    line.why = fmt::format(
-        "{}{:.1f} ms of each round of {:.1f} ms{}{}", rank_words(seats[i]), ms(given[i]), ms(round),
-        cap_words(seats[i]),
-        seats[i].ceiling < 1 ? fmt::format(", about {:.1f} % when all are busy", 100 * expected[i]) : std::string{});
+    line.why = fmt::format("{}{:.1f} ms of each round of {:.1f} ms{}{}", rank_words(seats[i]), ms(given[i]),
+                           ms(round), cap_words(seats[i]),
+                           seats[i].ceiling < 1
+                               ? fmt::format(", about {:.1f} % when all are busy", 100 * expected[i])
+                               : std::string{});
   }
 }
 
@@ -365,9 +374,10 @@ void take_turns(const Seats& seats, double mean, const Tools& tools, double part
                                 least * as_double(busy_seats.size()));
   const auto busy = lengths(busy_weights, {mean, 2 * least, least, limit, limit});
   if (!ceilings) {
-    refuse_raised(
-        busy_seats, busy_weights, busy, whole(least),
-        fmt::format("turns of {:.1f} ms or more within {:.1f} s", ms(least), ms(longest_round_of_turns) / 1000), plan);
+    refuse_raised(busy_seats, busy_weights, busy, whole(least),
+                  fmt::format("turns of {:.1f} ms or more within {:.1f} s", ms(least),
+                              ms(longest_round_of_turns) / 1000),
+                  plan);
   }
   const double busy_round = as_double(std::accumulate(busy.begin(), busy.end(), std::uint64_t{0}));
   std::vector<double> turns;
@@ -404,21 +414,22 @@ void take_turns(const Seats& seats, double mean, const Tools& tools, double part
     start += line.turn_us;
     // An idle tenant's share when all are busy is what its weight gives, a plan later.
     if (idlers == 0) line.expected = part * turns[i] / as_double(plan.round_us);
-    line.why = fmt::format("{}{:.0f} ms of every {:.0f} ms{}{}", rank_words(seats[i]), turns[i] / 1000,
-                           ms(plan.round_us), idle[i] ? ", little because it is idle" : "", cap_words(seats[i]));
+    line.why =
+        fmt::format("{}{:.0f} ms of every {:.0f} ms{}{}", rank_words(seats[i]), turns[i] / 1000,
+                    ms(plan.round_us), idle[i] ? ", little because it is idle" : "", cap_words(seats[i]));
   }
 }
 
 void check_asked(const Tenant& tenant, Plan& plan) {
   if (tenant.weight < min_weight || tenant.weight > max_weight) {
-    plan.refused.push_back(fmt::format("tenant {}: weight {} asked, {} to {} are possible: taken as {}", tenant.id,
-                                       tenant.weight, min_weight, max_weight,
+    plan.refused.push_back(fmt::format("tenant {}: weight {} asked, {} to {} are possible: taken as {}",
+                                       tenant.id, tenant.weight, min_weight, max_weight,
                                        std::clamp(tenant.weight, min_weight, max_weight)));
   }
   if (tenant.ceiling && (*tenant.ceiling < 1 || *tenant.ceiling > 99)) {
-    plan.refused.push_back(
-        fmt::format("tenant {}: a ceiling of {} % asked, 1 to 99 are possible: taken as {}; leave it out for none",
-                    tenant.id, *tenant.ceiling, *tenant.ceiling < 1 ? "1 %" : "none"));
+    plan.refused.push_back(fmt::format(
+        "tenant {}: a ceiling of {} % asked, 1 to 99 are possible: taken as {}; leave it out for none",
+        tenant.id, *tenant.ceiling, *tenant.ceiling < 1 ? "1 %" : "none"));
   }
 }
 
@@ -444,7 +455,8 @@ Result<Class> parse_class(std::string_view text) {
   for (const auto& [cls, name] : classes) {
     if (name == text) return cls;
   }
-  return Error(Errc::invalid, fmt::format("no class '{}': interactive, batch or background", text.substr(0, 40)));
+  return Error(Errc::invalid,
+               fmt::format("no class '{}': interactive, batch or background", text.substr(0, 40)));
 }
 
 double switching_loss(double slice_us, const Costs& costs) {
@@ -458,8 +470,9 @@ Plan decide(std::span<const Tenant> tenants, const Costs& costs) {
   Seats all;
   std::vector<std::size_t> order(tenants.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t a, std::size_t b) { return std::pair(tenants[a].id, a) < std::pair(tenants[b].id, b); });
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return std::pair(tenants[a].id, a) < std::pair(tenants[b].id, b);
+  });
   plan.lines.resize(tenants.size());
   for (const std::size_t index : order) {
     const Tenant& tenant = tenants[index];
@@ -503,10 +516,10 @@ Plan decide(std::span<const Tenant> tenants, const Costs& costs) {
     // of 1 %.
     take_turns(all, (interactive.empty() ? 100 : 30) * tools.both, tools, 1, plan);
     for (const Seat& seat : all) {
-      plan.lines[seat.index].why += tools.pauses
-                                        ? "; strict turns: this driver does not obey slices"
-                                        : "; launches are held back in turns, which the program must allow: this "
-                                          "driver obeys neither slices nor pauses";
+      plan.lines[seat.index].why +=
+          tools.pauses ? "; strict turns: this driver does not obey slices"
+                       : "; launches are held back in turns, which the program must allow: this "
+                         "driver obeys neither slices nor pauses";
     }
     for (const Seat& seat : interactive) {
       const auto wait = plan.round_us - plan.lines[seat.index].turn_us + whole(tools.both);
@@ -547,11 +560,12 @@ Plan decide(std::span<const Tenant> tenants, const Costs& costs) {
         off = as_double(line.duty_period_us - line.duty_on_us) + tools.on;
         line.expected = std::min(line.expected, duty_part(line));
       }
-      line.why = fmt::format("{}on the GPU as soon as it has work{}{}", rank_words(seat),
-                             interactive.size() > 1
-                                 ? fmt::format(", up to {:.1f} ms at a time beside other interactive ones", ms(slice))
-                                 : std::string{},
-                             cap_words(seat));
+      line.why = fmt::format(
+          "{}on the GPU as soon as it has work{}{}", rank_words(seat),
+          interactive.size() > 1
+              ? fmt::format(", up to {:.1f} ms at a time beside other interactive ones", ms(slice))
+              : std::string{},
+          cap_words(seat));
       const double others = as_double(interactive.size() - 1) * (std::floor(slice) + tools.change);
       check_latency(*seat.tenant, whole(std::ceil(others + beside + off)),
                     off > 0 ? "with its ceiling" : "beside these tenants", plan);
@@ -564,15 +578,16 @@ Plan decide(std::span<const Tenant> tenants, const Costs& costs) {
         set_duty(sharing[0], duty_period, tools, start, line);
         line.expected = std::min(line.expected, duty_part(line));
       }
-      line.why = fmt::format("{}runs whenever the interactive tenants have nothing to do{}", rank_words(sharing[0]),
-                             cap_words(sharing[0]));
+      line.why = fmt::format("{}runs whenever the interactive tenants have nothing to do{}",
+                             rank_words(sharing[0]), cap_words(sharing[0]));
     }
     for (const Seat& seat : sharing) plan.lines[seat.index].slice_us = whole(short_slice);
   }
   if (!tools.pauses) {
     for (auto& line : plan.lines) {
       if (!line.in_turns && line.duty_period_us == 0) continue;
-      line.why += "; by holding launches back, which the program must allow: this driver does not obey pauses";
+      line.why +=
+          "; by holding launches back, which the program must allow: this driver does not obey pauses";
     }
   }
   return plan;
@@ -593,7 +608,8 @@ Moment window(std::uint64_t now, std::uint64_t start, std::uint64_t length, std:
 }  // namespace
 
 Moment at(const Plan& plan, std::uint64_t id, std::uint64_t monotonic_ns) {
-  const auto line = std::find_if(plan.lines.begin(), plan.lines.end(), [&](const Line& l) { return l.id == id; });
+  const auto line =
+      std::find_if(plan.lines.begin(), plan.lines.end(), [&](const Line& l) { return l.id == id; });
   if (line == plan.lines.end()) return {};
   constexpr std::uint64_t ns = 1000;  // in a microsecond
   Moment turn, duty;
@@ -615,11 +631,12 @@ GroupLine group_line(const Line& line, unsigned busy_groups, const Costs& costs)
   return {line.slice_us, true};
 }
 
-Moment group_at(const Plan& plan, std::uint64_t id, const GroupLine& line, unsigned index, unsigned busy_groups,
-                std::uint64_t monotonic_ns) {
+Moment group_at(const Plan& plan, std::uint64_t id, const GroupLine& line, unsigned index,
+                unsigned busy_groups, std::uint64_t monotonic_ns) {
   const Moment tenant = at(plan, id, monotonic_ns);
   if (!line.one_at_a_time || busy_groups <= 1) return tenant;
-  const auto own = std::find_if(plan.lines.begin(), plan.lines.end(), [&](const Line& l) { return l.id == id; });
+  const auto own =
+      std::find_if(plan.lines.begin(), plan.lines.end(), [&](const Line& l) { return l.id == id; });
   // Beside nobody's turn or period: as long as a turn usually is.
   std::uint64_t length = whole(mean_turn), offset = 0;
   if (own != plan.lines.end()) {

@@ -3,8 +3,8 @@
 // there is no arbiter of arbiters to lose. The cost model behind the numbers: docs/design/sharing.md.
 //
 // Three tools (measured on an H100, docs/design/sharing.md):
-// - slice: the GPU's own scheduler runs busy channel groups in a round, each for its slice; a switch costs ~0.2 ms
-// - turn: only the group whose turn it is may be on the GPU, the others' channels are disabled (0.4 ms off, 0.25 on)
+// - slice: the GPU's own scheduler runs busy groups in a round, each for its slice; a switch costs ~0.2 ms
+// - turn: only the group whose turn it is is on, the others' channels are disabled (0.4 ms off, 0.25 ms on)
 // - duty: a group is on for part of each period: a hard ceiling, also on an idle GPU
 #pragma once
 
@@ -52,8 +52,7 @@ inline constexpr double idle_below = 0.008, idle_turn = 0.02;
 // The weight of a background tenant counts one part of this many.
 inline constexpr unsigned background_part = 20;
 
-// What switching costs on this GPU. Defaults: H100, driver 580 (measured). `share selftest` measures them
-// anew.
+// What switching costs on this GPU. Defaults: H100, driver 580 (measured). `share selftest` measures anew.
 struct Costs {
   std::uint64_t switch_us = 200;
   std::uint64_t off_us = 400, on_us = 250;  // disabling and enabling a group's channels
@@ -83,7 +82,8 @@ struct Plan {
   std::uint64_t round_us = 0;
   // How long a tenant treated as interactive can wait for the GPU; 0: there is none.
   std::uint64_t longest_wait_us = 0;
-  // What was asked and cannot be: weights that leave too little, bounds too tight. The lines are the nearest safe.
+  // What was asked and cannot be: weights that leave too little, bounds too tight. The lines are what comes
+  // nearest and is safe.
   std::vector<std::string> refused;
 };
 
@@ -103,17 +103,18 @@ struct Moment {
 };
 Moment at(const Plan& plan, std::uint64_t id, std::uint64_t monotonic_ns);
 
-// The driver's scheduler knows groups, not tenants: each group of a tenant takes a slice of its own. So a tenant's groups
-// divide its slice while each part still makes progress; beyond that they are on one at a time, each in a tenant's whole
-// turn or period. `busy_groups`: those that had work lately; the idle ones stay on and take nothing.
+// The driver's scheduler knows groups, not tenants: each group of a tenant takes a slice of its own. So a
+// tenant's groups divide its slice while each part still makes progress; beyond that they are on one at a
+// time, each in a tenant's whole turn or period. `busy_groups`: those that had work lately; the idle ones
+// stay on and take nothing.
 struct GroupLine {
   std::uint64_t slice_us = 0;  // of each group
   bool one_at_a_time = false;  // then group_at() says which
 };
 GroupLine group_line(const Line& line, unsigned busy_groups, const Costs& costs);
 // Like at(), for the busy group number `index` of its tenant, counted in an order that stays.
-Moment group_at(const Plan& plan, std::uint64_t id, const GroupLine& line, unsigned index, unsigned busy_groups,
-                std::uint64_t monotonic_ns);
+Moment group_at(const Plan& plan, std::uint64_t id, const GroupLine& line, unsigned index,
+                unsigned busy_groups, std::uint64_t monotonic_ns);
 
 // What would starve somebody; empty for every plan decide() makes. The property tests' judge.
 std::vector<std::string> plan_problems(std::span<const Tenant> tenants, const Costs& costs, const Plan& plan);

@@ -48,7 +48,8 @@ int main() {
   for (const unsigned count : {2U, 8U, 64U}) {
     double us[3];
     int column = 0;
-    for (const auto& tenants : {table(count, false, false), table(count, true, false), table(count, false, true)}) {
+    for (const auto& tenants :
+         {table(count, false, false), table(count, true, false), table(count, false, true)}) {
       us[column] = median_us(1000, [&] { lines += sharing::decide(tenants, {}).lines.size(); });
       largest = std::max(largest, us[column++]);
     }
@@ -63,7 +64,8 @@ int main() {
   std::printf("one look at the schedule, 64 tenants: %.3f us\n", moment / 100);
   std::string text;
   const double read = median_us(1000, [&] { text = read_file("/proc/version").value_or(""); });
-  std::printf("one read of /proc/version: %.1f us; the dearest plan costs %.1f such reads, wanted below 2000 us\n",
-              read, largest / read);
+  std::printf(
+      "one read of /proc/version: %.1f us; the dearest plan costs %.1f such reads, wanted below 2000 us\n",
+      read, largest / read);
   return largest < 2000 && lines > 0 && on > 0 ? 0 : 1;
 }
