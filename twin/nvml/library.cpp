@@ -17,6 +17,7 @@
 #include "base/fd.hpp"
 #include "base/text.hpp"
 #include "twin/physics/physics.hpp"
+#include "twin/rm/rm.hpp"
 #include "twin/tree/tree.hpp"
 
 namespace bulkhead::twin::nvml {
@@ -32,6 +33,7 @@ struct Session {
   pid_t pid = 0;
   std::filesystem::path directory;
   std::unique_ptr<StateFile> file;
+  std::unique_ptr<rm::Driver> driver;  // once something was looked at; none when it cannot be opened
   std::array<Handle, max_gpus> gpus{};
   std::array<Handle, max_handles> others{};
   std::size_t next_other = 0, others_used = 0;
@@ -65,6 +67,7 @@ nvmlReturn_t open_session(Session& s) {
   if (!file.ok())
     return file.error().code() == Errc::permission ? NVML_ERROR_NO_PERMISSION : NVML_ERROR_DRIVER_NOT_LOADED;
   s.file = std::move(file).value();
+  s.driver.reset();
   s.pid = ::getpid();
   return NVML_SUCCESS;
 }
@@ -225,6 +228,16 @@ bool is_behind(const State& state) {
   return state.realtime != 0 && monotonic_ns() > state.last_step_host_ns + refresh_ns;
 }
 
+// What programs hold and keep busy, as of now: the driver frees and counts when somebody comes in.
+void follow_driver(Session& s) {
+  if (!s.driver) {
+    auto driver = rm::Driver::open(s.directory);
+    if (!driver.ok()) return;
+    s.driver = std::move(driver).value();
+  }
+  static_cast<void>(s.driver->follow());
+}
+
 nvmlReturn_t read_call(const char* function, std::uint32_t gpu, Entered& in,
                        Borrowed<nvmlReturn_t(const State&)> answer) {
   Session& s = in.session();
@@ -240,6 +253,7 @@ nvmlReturn_t read_call(const char* function, std::uint32_t gpu, Entered& in,
     if (!struck && !behind) look(state);
   });
   if (behind) {
+    follow_driver(s);
     // Sensors move with the host's clock: whoever looks first brings the world up to date.
     s.file->write([](State& state) { return physics::follow(state, monotonic_ns()); });
     if (!struck) s.file->read(look);
@@ -519,7 +533,10 @@ nvmlReturn_t nvmlShutdown() {
   Session& s = session();
   const std::lock_guard<std::mutex> lock(s.mutex);
   if (s.users == 0) return NVML_ERROR_UNINITIALIZED;
-  if (--s.users == 0) s.file.reset();
+  if (--s.users == 0) {
+    s.file.reset();
+    s.driver.reset();
+  }
   return NVML_SUCCESS;
 }
 
