@@ -3,12 +3,14 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -16,6 +18,7 @@
 
 #include "abi/rm/rm.hpp"
 #include "base/fd.hpp"
+#include "twin/rm/store.hpp"
 #include "twin/state/state.hpp"
 
 namespace bulkhead::twin::rm {
@@ -53,7 +56,7 @@ class Rm : public testing::Test {
     state_ = std::move(*file);
     driver_ = open_driver();
   }
-  void TearDown() override { fs::remove_all(twin_); }
+  void TearDown() override;
 
   std::unique_ptr<Driver> open_driver() const {
     auto opened = Driver::open(twin_);
@@ -191,6 +194,114 @@ struct Tenant {
     return progress.ok() ? *progress : Progress{};
   }
 };
+
+// Every list, count and sum of the page against every other; nothing when it is sound.
+std::string unsound(const fs::path& twin) {
+  auto opened = Store::open(twin / "rm.bin");
+  if (!opened.ok()) return opened.error().message();
+  Store& store = **opened;
+  const Store::Lock lock(store);
+  const Page& page = store.page();
+  if (page.journal.bytes != 0) return "a step is half done";
+  std::string wrong;
+  const auto check = [&](bool fine, const char* what) {
+    if (!fine && wrong.empty()) wrong = what;
+  };
+  const auto free_list = [&](const auto& table, const FreeList& list) {
+    std::size_t used = 0, vacant = 0;
+    for (Index at = 1; at <= list.used; ++at) used += table[at].used;
+    for (Index at = list.head; at != 0 && vacant <= list.used; at = table[at].link, ++vacant)
+      check(table[at].used == 0, "a free element is in use");
+    check(used + vacant == list.used, "an element is neither used nor free");
+  };
+  free_list(page.files, page.counters.files);
+  free_list(page.clients, page.counters.clients);
+  free_list(page.objects, page.counters.objects);
+  free_list(page.memory, page.counters.memory);
+  free_list(page.exports, page.counters.exports);
+  free_list(page.charges, page.counters.charges);
+  free_list(page.groups, page.counters.groups);
+  std::map<Index, std::uint32_t> channels, disabled, holders, exports, groups_of;
+  std::map<Index, std::uint64_t> charged;
+  std::uint64_t bytes[max_gpus] = {};
+  std::size_t objects = 0, hashed = 0;
+  for (Index at = 1; at <= page.counters.objects.used; ++at) {
+    const Object& object = page.objects[at];
+    if (object.used == 0) continue;
+    ++objects;
+    check(page.clients[object.client].used != 0, "an object of no client");
+    if (object.parent == 0) check(page.clients[object.client].object == at, "a client is another object");
+    if (object.parent != 0) check(page.objects[object.parent].used != 0, "an object below nothing");
+    Index before = 0;
+    for (Index child = object.first_child; child != 0; child = page.objects[child].next_sibling) {
+      check(page.objects[child].used != 0 && page.objects[child].parent == at &&
+                page.objects[child].previous_sibling == before,
+            "a list of children is torn");
+      before = child;
+    }
+    if (object.memory != 0) ++holders[object.memory];
+    if (abi::is_channel(object.cls)) {
+      ++channels[object.group];
+      if (object.disables > 0) ++disabled[object.group];
+    } else if (object.group != 0) {
+      check(page.groups[object.group].object == at, "a group of another object");
+    }
+  }
+  for (const Index bucket : page.hash) {
+    for (Index at = bucket; at != 0; at = page.objects[at].hash_next, ++hashed)
+      check(page.objects[at].used != 0, "a name of no object");
+  }
+  check(objects == hashed, "an object without a name");
+  for (Index at = 1; at <= page.counters.exports.used; ++at) {
+    if (page.exports[at].used != 0) ++exports[page.exports[at].memory];
+  }
+  for (Index at = 1; at <= page.counters.memory.used; ++at) {
+    const Memory& memory = page.memory[at];
+    if (memory.used == 0) continue;
+    std::uint32_t held = 0;
+    for (Index o = memory.first_holder; o != 0; o = page.objects[o].next_holder, ++held)
+      check(page.objects[o].memory == at, "a holder of other memory");
+    check(held == holders[at] && memory.exports == exports[at] && held + memory.exports > 0, "memory nobody holds");
+    check((memory.charge != 0) == (held != 0), "memory that is charged to nobody");
+    charged[memory.charge] += memory.bytes;
+    bytes[memory.gpu] += memory.bytes;
+  }
+  for (std::size_t g = 0; g < max_gpus; ++g) {
+    const Gpu& gpu = page.gpus[g];
+    check(gpu.memory_bytes == bytes[g], "a GPU's bytes do not add up");
+    Index before = 0;
+    bool loaded = gpu.loaded == 0, turn = gpu.turn == 0;
+    for (Index at = gpu.first; at != 0; at = page.groups[at].next) {
+      check(page.groups[at].used != 0 && page.groups[at].previous == before, "a runlist is torn");
+      loaded |= gpu.loaded == at;
+      turn |= gpu.turn == at;
+      before = at;
+    }
+    check(gpu.last == before && loaded && turn, "a GPU runs what is not there");
+  }
+  for (Index at = 1; at <= page.counters.groups.used; ++at) {
+    const Group& group = page.groups[at];
+    if (group.used == 0) continue;
+    ++groups_of[group.charge];
+    check(page.objects[group.object].group == at, "an object of another group");
+    check(group.channels == channels[at] && group.disabled == disabled[at], "a group's channels do not add up");
+    check(group.completed <= group.submitted && (group.head_left_ns > 0) == (group.completed < group.submitted),
+          "a queue is torn");
+  }
+  for (Index at = 1; at <= page.counters.charges.used; ++at) {
+    const Charge& charge = page.charges[at];
+    if (charge.used == 0) continue;
+    check(charge.bytes == charged[at] && charge.groups == groups_of[at], "a process's bytes do not add up");
+  }
+  return wrong;
+}
+
+void Rm::TearDown() {
+  if (driver_) {
+    EXPECT_EQ(unsound(twin_), "");
+  }
+  fs::remove_all(twin_);
+}
 
 class Scheduling : public Rm {
  protected:
@@ -699,7 +810,9 @@ TEST_F(Rm, ProcessesKilledAtAnyInstructionLeaveNothingAndHarmNobody) {
       EXPECT_TRUE(WIFSIGNALED(status)) << "exit " << WEXITSTATUS(status);
     }
     step(20 * ms);
+    ASSERT_EQ(unsound(twin_), "");
     ASSERT_TRUE(driver_->follow().ok());
+    ASSERT_EQ(unsound(twin_), "");
     EXPECT_EQ(survivor.heap_free(), 79 * GiB - 10 * MiB);
     unsigned rows = 0;
     state_->read([&](const State& s) {
@@ -711,6 +824,65 @@ TEST_F(Rm, ProcessesKilledAtAnyInstructionLeaveNothingAndHarmNobody) {
   const auto end = survivor.progress();
   EXPECT_EQ(end.completed, 450U);
   EXPECT_EQ(end.busy_ns, 450 * ms);
+}
+
+// The same by single steps: each kind of call, killed after its first, its second, ... instruction in strides.
+TEST_F(Rm, EveryCallMayBeCutOffAtAnyOfItsInstructions) {
+  const std::vector<std::function<void(Tenant&)>> calls = {
+      [](Tenant& t) { t.begin(1); },
+      [](Tenant& t) { t.add_group(0x5c00003e, 0x5c000040, 1); },
+      [](Tenant& t) { t.add_memory(0x300, 6 * MiB); },
+      [](Tenant& t) { t.free(0x101); },
+      [](Tenant& t) { t.free(t.client); },
+      [](Tenant& t) { t.switch_channels(false); },
+      [](Tenant& t) { static_cast<void>(t.driver.submit({t.client, Tenant::group}, 3 * ms)); },
+      [](Tenant& t) {
+        abi::Dup dup{t.client, Tenant::device, 0x200, t.client, 0x100, 0, 0};
+        t.driver.ioctl_on(t.file.get(), abi::request(abi::esc_dup_object, sizeof dup), &dup);
+      },
+  };
+  std::mt19937 random(11);
+  for (std::size_t round = 0; round < 8 * calls.size(); ++round) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      const auto driver = Driver::open(twin_);
+      if (!driver.ok()) ::_exit(2);
+      Tenant t{**driver, open_file()};
+      if (t.begin() != 0 || t.add_group() != 0 || t.add_memory(0x100, 2 * MiB) != 0 ||
+          t.add_memory(0x101, 2 * MiB) != 0)
+        ::_exit(3);
+      t.work(1 * ms, 3);
+      state_->write([](State& s) {
+        s.now_ns += 1500 * us;
+        return true;
+      });
+      if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(4);
+      ::raise(SIGSTOP);
+      calls[round % calls.size()](t);
+      ::_exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 4) GTEST_SKIP() << "ptrace is forbidden here";
+    ASSERT_TRUE(WIFSTOPPED(status)) << WEXITSTATUS(status);
+    const unsigned long instructions = 500 + random() % 5500;
+    for (unsigned long i = 0; i < instructions && WIFSTOPPED(status); ++i) {
+      if (::ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0) break;
+      ::waitpid(child, &status, 0);
+    }
+    if (WIFSTOPPED(status)) {
+      ::kill(child, SIGKILL);
+      ::waitpid(child, &status, 0);
+    }
+    ASSERT_EQ(unsound(twin_), "") << "call " << round % calls.size() << " after " << instructions;
+    ASSERT_TRUE(driver_->follow().ok());
+    ASSERT_EQ(unsound(twin_), "") << "call " << round % calls.size() << " after " << instructions;
+    unsigned rows = 0;
+    state_->read([&](const State& s) {
+      for (const Process& p : s.processes) rows += p.used;
+    });
+    ASSERT_EQ(rows, 0U);
+  }
 }
 
 }  // namespace
