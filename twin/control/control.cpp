@@ -202,6 +202,8 @@ std::vector<Running> running() {
 
 Result<Json> status(const fs::path& directory) {
   BH_TRY(auto file, open_twin(directory));
+  // What programs hold, as of now; a twin that may only be read is shown as it was left.
+  if (const auto driver = rm::Driver::open(directory); driver.ok()) static_cast<void>((*driver)->follow());
   Json out;
   file->read([&](const State& s) {
     out["directory"] = directory.string();

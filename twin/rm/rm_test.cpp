@@ -842,7 +842,7 @@ TEST_F(Rm, EveryCallMayBeCutOffAtAnyOfItsInstructions) {
       },
   };
   std::mt19937 random(11);
-  for (std::size_t round = 0; round < 8 * calls.size(); ++round) {
+  for (std::size_t round = 0; round < 4 * calls.size(); ++round) {
     const pid_t child = ::fork();
     if (child == 0) {
       const auto driver = Driver::open(twin_);
