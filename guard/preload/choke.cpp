@@ -123,6 +123,13 @@ int allocate(int fd, unsigned long request, Form* form) {
     case abi::class_subdevice:
       add_below(form->root, form->parent, form->handle);
       break;
+    case abi::class_channel_group: {
+      const auto* params = reinterpret_cast<const abi::GroupParams*>(form->params);
+      if (params != nullptr && params->engine == abi::engine_compute) {
+        books->fresh_group.store(static_cast<std::uint64_t>(form->root) << 32 | form->handle);
+      }
+      break;
+    }
     default:
       break;
   }
@@ -182,9 +189,14 @@ int control(int fd, unsigned long request, abi::Control* form) {
         show_share(form->client, form->object, *reinterpret_cast<abi::FbInfo*>(form->params));
       }
       break;
-    case abi::cmd_group_set_timeslice:
+    case abi::cmd_group_set_timeslice: {
+      // libcuda sets the slice of each group it makes, once, before the group's channels run, when it has no
+      // effect.
+      std::uint64_t group = static_cast<std::uint64_t>(form->client) << 32 | form->object;
+      if (books == nullptr || books->fresh_group.compare_exchange_strong(group, 0)) break;
       if (Slot* slot = own_slot()) slot->self_set.fetch_add(1, std::memory_order_relaxed);
       break;
+    }
     case abi::cmd_export_objects_to_fd: {
       const auto& params = *reinterpret_cast<const abi::ExportObjects*>(form->params);
       if (books == nullptr || form->params_size < sizeof params) break;
@@ -314,6 +326,7 @@ void* watched_mmap(Mmap next, void* address, std::size_t length, int protection,
   const std::size_t gpu = first_gpu();
   Slot* slot = own_slot();
   if (managed && (slot == nullptr || bytes < length || !reserve_or_count(*slot, gpu, bytes))) {
+    managed_refused = true;
     errno = ENOMEM;
     return MAP_FAILED;
   }

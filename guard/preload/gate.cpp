@@ -34,8 +34,10 @@ namespace bulkhead::guard {
 
 namespace {
 
-constexpr int not_found = 500;  // CUDA_ERROR_NOT_FOUND
-constexpr int no_device = 100;  // CUDA_ERROR_NO_DEVICE
+constexpr int not_found = 500;    // CUDA_ERROR_NOT_FOUND
+constexpr int no_device = 100;    // CUDA_ERROR_NO_DEVICE
+constexpr int unknown = 999;      // CUDA_ERROR_UNKNOWN
+constexpr int out_of_memory = 2;  // CUDA_ERROR_OUT_OF_MEMORY
 int answer_not_found() { return not_found; }
 int answer_no_device() { return no_device; }
 
@@ -250,4 +252,15 @@ EXPORT int cuGetProcAddress_v2(const char* symbol, void** entry, int version, st
   const int result = ask(symbol, entry, version, flags, status);
   if (result == 0 && entry != nullptr) *entry = gated(*entry);
   return result;
+}
+
+// libcuda answers CUDA_ERROR_UNKNOWN when its mapping of managed memory is refused (H100); a program past its
+// cap shall see what it sees past the end of a GPU.
+EXPORT int cuMemAllocManaged(std::uint64_t* address, std::size_t bytes, unsigned flags) {
+  using Function = int (*)(std::uint64_t*, std::size_t, unsigned);
+  const auto ask = real<Function>("cuMemAllocManaged");
+  if (ask == nullptr) return library.load() == nullptr ? no_device : not_found;
+  managed_refused = false;
+  const int result = ask(address, bytes, flags);
+  return result == unknown && managed_refused ? out_of_memory : result;
 }

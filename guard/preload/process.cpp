@@ -24,6 +24,7 @@ namespace bulkhead::guard {
 
 Page* page = nullptr;
 Books* books = nullptr;
+__thread bool managed_refused = false;
 
 namespace {
 

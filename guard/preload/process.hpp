@@ -38,11 +38,15 @@ struct Books {
   std::atomic<std::uint32_t> overflowed;   // something found no room: it stays charged until the process ends
   std::atomic<std::uint32_t> range_count;  // entries of `ranges` in use
   std::atomic<std::uint32_t> range_high;   // entries from here on were never used
+  std::atomic<std::uint64_t> fresh_group;  // client << 32 | handle of the compute group made last
   std::atomic<std::uint64_t> parked[max_gpus];  // see ledger.hpp
   Entry entries[max_entries];
   Body bodies[max_bodies];
   Range ranges[max_ranges];
 };
+
+// Set when this thread was refused managed memory, for cuMemAllocManaged.
+extern __thread bool managed_refused __attribute__((tls_model("initial-exec")));
 
 extern Page* page;    // null: no page, everything passes through
 extern Books* books;  // null with a page: no room for books, all memory is refused

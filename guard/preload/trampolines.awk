@@ -20,6 +20,9 @@ function restore(   i) {
 }
 BEGIN {
   split("rdi rsi rdx rcx r8 r9 rax r10", register, " ")
+  # In gate.cpp.
+  split("cuGetProcAddress cuGetProcAddress_v2 cuMemAllocManaged", list, " ")
+  for (i in list) defined[list[i]] = 1
   # Where each gated entry point has its stream: gate.cpp, capturing().
   stream["cuLaunch"] = 0; stream["cuLaunchGrid"] = 0; stream["cuLaunchCooperativeKernelMultiDevice"] = 0
   stream["cuGraphLaunch"] = 1
@@ -40,8 +43,7 @@ BEGIN {
 }
 /^cu/ {
   name[n] = $1
-  # Defined in gate.cpp.
-  own = $1 == "cuGetProcAddress" || $1 == "cuGetProcAddress_v2"
+  own = $1 in defined
   kind = kind_of($1)
   if (own) {
     gated[n] = $1
@@ -61,7 +63,7 @@ BEGIN {
 }
 END {
   print "\t.data\n\t.p2align 3"
-  for (i = 0; i < n; i++) if (name[i] != "cuGetProcAddress" && name[i] != "cuGetProcAddress_v2") printf ".Lreal%d:\t.quad .Llazy%d\n", i, i
+  for (i = 0; i < n; i++) if (!(name[i] in defined)) printf ".Lreal%d:\t.quad .Llazy%d\n", i, i
   print "\t.section .data.rel.ro, \"aw\"\n\t.p2align 3\n\t.globl bulkhead_guard_names\n\t.hidden bulkhead_guard_names\nbulkhead_guard_names:"
   for (i = 0; i < n; i++) printf "\t.quad .Lname%d\n", i
   print "\t.globl bulkhead_guard_gated\n\t.hidden bulkhead_guard_gated\nbulkhead_guard_gated:"

@@ -1,8 +1,13 @@
 // A libcuda.so.1 small enough to see through: launches count, one stream is capturing, symbol lookup answers.
+#include <fcntl.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <string>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -43,6 +48,18 @@ EXPORT int cuStreamIsCapturing(void* stream, int* status) {
 EXPORT int cuEventElapsedTime(float* out, double a, double b) {
   *out = static_cast<float>(a + b);
   return 0;
+}
+// As libcuda does it: maps the managed file where the pages shall be, and knows no reason when that is
+// refused.
+EXPORT int cuMemAllocManaged(uint64_t* address, size_t bytes, unsigned) {
+  const int uvm =
+      open((std::string(getenv("BULKHEAD_ROOT")) + "/dev/nvidia-uvm").c_str(), O_RDWR | O_CLOEXEC);
+  void* room = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  *address = reinterpret_cast<uint64_t>(room);
+  void* at =
+      mmap(room, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, uvm, reinterpret_cast<off_t>(room));
+  close(uvm);
+  return at == MAP_FAILED ? 999 : 0;
 }
 EXPORT unsigned long test_launches() { return launches; }
 EXPORT int cuGetProcAddress_v2(const char* symbol, void** entry, int, uint64_t flags, int* status) {

@@ -725,6 +725,22 @@ void counts_and_legacy() {
   std::uint64_t us = 1000;
   p.control(0x5c000015, abi::cmd_group_set_timeslice, us);
   SAME(slot_of(getpid())->self_set.load(), 1);
+  abi::GroupParams params = {0, 0, 0, abi::engine_compute};
+  abi::Alloc form = {p.client,
+                     p.device,
+                     0x5c000020,
+                     abi::class_channel_group,
+                     reinterpret_cast<std::uint64_t>(&params),
+                     0,
+                     0,
+                     0,
+                     0,
+                     0};
+  WANT(ioctl(p.fd, abi::request(abi::esc_alloc, sizeof form), &form) == 0 && form.status == 0);
+  p.control(0x5c000020, abi::cmd_group_set_timeslice, us);  // as libcuda does at once
+  SAME(slot_of(getpid())->self_set.load(), 1);
+  p.control(0x5c000020, abi::cmd_group_set_timeslice, us);
+  SAME(slot_of(getpid())->self_set.load(), 2);
   std::uint32_t words[46] = {};
   words[0] = p.client;
   words[2] = 2;
@@ -889,6 +905,16 @@ void trampolines() {
   SAME(get("cuNothing", &found, 13000, 0, nullptr), 500);
 }
 
+void managed_answer() {
+  cap(100 * MiB);
+  const auto allocate = entry<int (*)(std::uint64_t*, std::size_t, unsigned)>("cuMemAllocManaged");
+  std::uint64_t at = 0;
+  SAME(allocate(&at, 60 * MiB, 1), 0);
+  SAME(allocate(&at, 60 * MiB, 1), 2);
+  SAME(allocate(&at, 40 * MiB, 1), 0);
+  SAME(used(), 100 * MiB);
+}
+
 void gate_holds() {
   const auto f = entry<Launch>("cuLaunchKernel");
   SAME(launch(f, 0), 0);
@@ -1020,6 +1046,7 @@ int main(int count, char** words) {
       {"killed", [&] { killed_anywhere(quick ? 13 : 1); }},
       {"trampolines", trampolines},
       {"gate", gate_holds},
+      {"managed-answer", managed_answer},
       {"other-names", other_names},
       {"no-page", passes_through},
       {"unsealed", passes_through},

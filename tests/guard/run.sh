@@ -17,7 +17,7 @@ if [ $# != 0 ]; then for name in "$@"; do scenario "$name" "$name"; done; done_t
 check 'it needs libc and nothing else' bash -c '[ "$(readelf -d '"$guard"' | grep -c NEEDED)" = 1 ] && readelf -d '"$guard"' | grep -q "NEEDED.*libc.so.6"'
 check 'its SONAME is libcuda.so.1' bash -c 'readelf -d '"$guard"' | grep -q "SONAME.*libcuda.so.1"'
 same 'every entry point of the list is exported, and nothing else but the choke point' \
-  "$( (cat guard/preload/libcuda_symbols.txt; printf '%s\n' ioctl mmap mmap64 munmap bulkhead_guard_copy) | LC_ALL=C sort)" \
+  "$( (grep "^cu" guard/preload/libcuda_symbols.txt; printf '%s\n' ioctl mmap mmap64 munmap bulkhead_guard_copy) | LC_ALL=C sort)" \
   "$(nm -D --defined-only "$guard" | awk '{print $3}' | LC_ALL=C sort)"
 
 scenario 'past the cap the driver is out of memory, up to it every byte is to be had' cap
@@ -43,6 +43,7 @@ scenario 'without a free slot there is no memory; with one again there is' slots
 scenario '256 processes take slots at once' at-once
 scenario 'SIGKILL at any instruction leaves nothing behind and the neighbour in peace' killed
 scenario 'libcuda.so.1 is the guard, and every call arrives as it was made' trampolines
+scenario 'managed memory past the cap is out of memory to the program as well' managed-answer
 scenario 'a closed gate holds launches, not captures, and not when its arbiter is silent' gate
 scenario 'a driver library opened by another name is charged all the same' other-names
 scenario 'a child that lost the descriptor finds the page by path' by-path
