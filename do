@@ -101,6 +101,14 @@ build() {  # build PRESET TARGET...
 
 prepare_build() { ensure "${build_packages[@]}"; clients; }
 
+bench_gpu() {  # where nothing can be installed or built (a GPU machine without a network), what was carried is measured
+  if [ ! -x build/bin/bulkhead ] || [ -e build/release/build.ninja ]; then
+    prepare_build
+    build release bulkhead guard_preload >&2
+  fi
+  exec python3 bench/gpu/run.py "$@"
+}
+
 total_passed=0 total_failed=0 failed_suites=()
 tally() {  # tally NAME LOG STATUS: adds up a suite's closing "N passed, M failed"
   local passed failed line
@@ -198,6 +206,9 @@ case "${1:-help}" in
     build release all bulkhead_benches >&2
     exec env BIN="$PWD/build/bin" DEPS="$PWD/build/deps" bash bench/run.sh "${@:2}"
     ;;
+  bench-gpu)
+    bench_gpu "${@:2}"
+    ;;
   package)
     prepare_build
     build release all
@@ -221,6 +232,7 @@ case "${1:-help}" in
 ./do test-all   the long enumerations, coverage, fuzzing and clang-tidy as well
 ./do build      build/bin/bulkhead and the twin's libraries
 ./do bench      every benchmark, each a ratio against a peer or a floor of the same run
+./do bench-gpu  software slices on a real NVIDIA GPU, beside their peers (--help: scenes and how long each takes)
 ./do package    build/packages: a tarball and a Debian package
 ./do fmt        clang-format over the tree
 ./do clean      remove build/

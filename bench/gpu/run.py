@@ -45,7 +45,8 @@ class Bench:
         self.bulkhead = schemes.Bulkhead(program)
         self.identity = self.nvml.identity()
         peers = os.path.abspath(options.peers)
-        self.peers = [schemes.Mps(), schemes.Hami(peers), schemes.VgpuManager(peers, self.identity["uuid"]), schemes.XSched(peers)]
+        self.peers = [schemes.Mps(), schemes.Hami(peers), schemes.VgpuManager(peers, self.identity["uuid"]), schemes.XSched(peers, "HPF"),
+                      schemes.XSched(peers, "PUP")]
 
     def asked(self, name, **what):
         return schemes.Asked(name, **what)
@@ -91,6 +92,19 @@ def settled_gpu(bench):
     bench.say(f"the GPU is not empty: pids {sorted(bench.nvml.processes())}")
 
 
+def merge(files, out):
+    results = None
+    for name in files:
+        with open(name) as file:
+            one = json.load(file)
+        if results and one["gpu"] != results["gpu"]:
+            sys.exit(f"bench-gpu: {name} was measured on {one['gpu']}, the one before on {results['gpu']}")
+        one["scenes"] = {**(results["scenes"] if results else {}), **one["scenes"]}
+        results = one
+    report.write(results, out)
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser(prog="./do bench-gpu", description="Software slices measured on a real GPU, beside their peers.",
                                      epilog="scenes: " + ", ".join(f"{s.name} (~{s.full} s, quick ~{s.quick} s)" for s in scenes.ALL))
@@ -98,12 +112,13 @@ def main():
     parser.add_argument("--only", default="", metavar="NAMES", help="scenes to run, with commas between")
     parser.add_argument("--kinds", default="", metavar="NAMES", help="of the scene shares: " + ",".join(scenes.KINDS))
     parser.add_argument("--schemes", default="", metavar="NAMES",
-                        help="of the scene peers: native,bulkhead,mps,hami,vgpu-manager,xsched")
+                        help="of the scene peers: " + ",".join(scenes.SCHEMES))
     parser.add_argument("--out", default=os.path.join(ROOT, "build/bench-gpu/out"), metavar="DIR")
     parser.add_argument("--budget", type=float, default=0, metavar="SECONDS",
                         help="start no scene that would not end by then (0: no limit)")
     parser.add_argument("--bulkhead", default=os.path.join(ROOT, "build/bin/bulkhead"), metavar="FILE")
     parser.add_argument("--peers", default=os.path.join(ROOT, ".peers"), metavar="DIR", help="what bench/gpu/peers.sh built")
+    parser.add_argument("--merge", nargs="+", metavar="FILE", help="no run: one page from several results.json, later ones winning")
     parser.add_argument("--dry-run", action="store_true", help="no GPU: CPU stand-ins everywhere; exercises this script, measures nothing")
     options = parser.parse_args()
 
@@ -113,6 +128,8 @@ def main():
         parser.error(f"no scene {unknown[0]}; there are {', '.join(s.name for s in scenes.ALL)}")
     chosen = [s for s in scenes.ALL if not wanted or s.name in wanted]
     os.makedirs(options.out, exist_ok=True)
+    if options.merge:
+        return merge(options.merge, options.out)
     try:
         bench = Bench(options)
     except (OSError, RuntimeError) as error:

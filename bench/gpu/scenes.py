@@ -12,6 +12,7 @@ from schemes import Unavailable
 from tenants import SceneFailed, Stage
 
 KINDS = ("gemm", "train", "small", "graph", "coop")
+SCHEMES = ("native", "bulkhead", "mps", "hami", "vgpu-manager", "xsched", "xsched-pup")
 GIB = 1 << 30
 
 
@@ -24,7 +25,7 @@ class Scene:
         if self.name == "shares" and options.kinds:
             whole *= len(options.kinds.split(",")) / len(KINDS)
         if self.name == "peers" and options.schemes:
-            whole *= len(options.schemes.split(",")) / 6
+            whole *= len(options.schemes.split(",")) / len(SCHEMES)
         return whole * (0.2 if options.dry_run else 1)
 
 
@@ -440,8 +441,7 @@ def peer(bench, scheme, exclusive, data):
             bench.say(f"   {scheme.name:12} {kind:6} asked {asked[0]}/{asked[1]} received {row['received'][0]:.1f}/{row['received'][1]:.1f}, "
                       f"sum {100 * row['sum']:.1f} %")
         # The interactive scene has the GPU to itself and one trainer: the others leave, since some schemes plan for them.
-        for tenant in gemms + trains[:1]:
-            stage.stop(tenant)
+        stage.stop(*gemms, trains[0])
         serve = stage.start("serve", scheme, cls="interactive", share=30)
         stage.wait(timeout=150)
         if not scheme.live:
@@ -463,7 +463,7 @@ def peers(bench, data):
         closed = stage.window([alone["serve"]], 3, other=[alone["serve"]]).rate(alone["serve"])
         exclusive["left"] = max(0.0, 1 - 100 / closed) if closed else 0.0
         data["exclusive"] = exclusive
-    wanted = split_words(bench.options.schemes, ("native", "bulkhead", "mps", "hami", "vgpu-manager", "xsched"))
+    wanted = split_words(bench.options.schemes, SCHEMES)
     for scheme in [bench.native, bench.bulkhead, *bench.peers]:
         if scheme.name not in wanted:
             continue
@@ -484,6 +484,6 @@ def peers(bench, data):
             scheme.stop()
 
 
-ALL = (Scene("selftest", selftest, 20, 20), Scene("shares", shares, 330, 150), Scene("interactive", interactive, 135, 90),
+ALL = (Scene("selftest", selftest, 20, 20), Scene("shares", shares, 390, 170), Scene("interactive", interactive, 140, 95),
        Scene("ceilings", ceilings, 80, 35), Scene("costs", costs, 45, 20), Scene("memory", memory, 110, 50), Scene("start", start, 60, 30),
-       Scene("faults", faults, 75, 50), Scene("peers", peers, 330, 300))
+       Scene("faults", faults, 75, 50), Scene("peers", peers, 450, 350))

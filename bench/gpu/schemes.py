@@ -171,32 +171,38 @@ class VgpuManager(Native):
         self.place = None
 
     def command(self, asked, argv):
-        # Its configuration is a file at a fixed path, one a container: each tenant gets mounts of its own.
+        # Its configuration is a file at a fixed path, one a container: each tenant gets mounts of its own. It knows its own processes
+        # by the host's /proc as a container with cgroup v2 sees it ("0::/"): the tenant's one process is entered there.
         limit = asked.share if asked.cls != "interactive" else 100
         own = f"{self.place}/{asked.name}"
-        for folder in ("etc/config", "etc/watcher", "lock", "node"):
+        for folder in ("etc/config", "etc/watcher", "etc/.host_proc", "lock", "node"):
             os.makedirs(f"{own}/{folder}", exist_ok=True)
-        os.makedirs("/etc/vgpu-manager", exist_ok=True)
-        os.makedirs("/tmp/.vgpu_lock", exist_ok=True)
-        os.makedirs("/tmp/.vmem_node", exist_ok=True)
-        inside = (f"mount --bind {own}/etc /etc/vgpu-manager && mount --bind {own}/lock /tmp/.vgpu_lock && "
+        for folder in ("/etc/vgpu-manager", "/tmp/.vgpu_lock", "/tmp/.vmem_node"):
+            os.makedirs(folder, exist_ok=True)
+        inside = (f"mkdir {own}/etc/.host_proc/$$ && echo 0::/ > {own}/etc/.host_proc/$$/cgroup && "
+                  f"mount --bind {own}/etc /etc/vgpu-manager && mount --bind {own}/lock /tmp/.vgpu_lock && "
                   f"mount --bind {own}/node /tmp/.vmem_node && export LD_PRELOAD={self.library} && exec \"$@\"")
         return (["unshare", "--mount", "sh", "-c", inside, "tenant", *argv],
                 {"CUDA_CORE_LIMIT": str(limit), "CUDA_CORE_SOFT_LIMIT": str(limit), "CUDA_SM_CONTROLLER": "aimd",
-                 "CUDA_MEM_LIMIT": "20g", "MANAGER_COMPATIBILITY_MODE": "0", "MANAGER_VISIBLE_DEVICES": self.uuid,
-                 "NVIDIA_VISIBLE_DEVICES": self.uuid, "LOGGER_LEVEL": "0"})
+                 "CUDA_MEM_LIMIT": "20g", "MANAGER_COMPATIBILITY_MODE": "2", "MANAGER_VISIBLE_DEVICES": self.uuid,
+                 "NVIDIA_VISIBLE_DEVICES": self.uuid})
 
 
 class XSched(Native):
-    name, title = "xsched", "XSched, priorities, level 1"
+    """HPF: highest priority first. PUP: a part of the GPU for each process."""
 
-    def __init__(self, peers):
-        self.place, self.server = os.path.join(peers, "lib/xsched"), None
+    def __init__(self, peers, policy):
+        self.name = "xsched" if policy == "HPF" else "xsched-" + policy.lower()
+        self.title = f"XSched, {policy}, level 1"
+        self.policy, self.place, self.server = policy, os.path.join(peers, "lib/xsched"), None
 
     def start(self):
         if not os.path.exists(self.place + "/xserver"):
             raise Unavailable("not built: bench/gpu/peers.sh")
-        self.server = subprocess.Popen([self.place + "/xserver", "HPF", "50000"], stdout=subprocess.DEVNULL,
+        # Its shim stands in libcuda's place: it must be told where the real one is.
+        known = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout.splitlines()
+        self.real = next((line.split()[-1] for line in known if line.strip().startswith("libcuda.so.1 ")), None)
+        self.server = subprocess.Popen([self.place + "/xserver", self.policy, "50000"], stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL, env={**os.environ, "LD_LIBRARY_PATH": self.place})
         time.sleep(1)
         if self.server.poll() is not None:
@@ -213,10 +219,11 @@ class XSched(Native):
         self.server = None
 
     def command(self, asked, argv):
-        return list(argv), {"LD_LIBRARY_PATH": self.place + ":" + os.environ.get("LD_LIBRARY_PATH", ""), "XSCHED_SCHEDULER": "GLB",
+        return list(argv), {"LD_LIBRARY_PATH": self.place + ":" + os.environ.get("LD_LIBRARY_PATH", ""), "XSCHED_SCHEDULER": "GLB", "XSCHED_POLICY": self.policy,
                             "XSCHED_AUTO_XQUEUE": "ON", "XSCHED_AUTO_XQUEUE_LEVEL": "1",
                             "XSCHED_AUTO_XQUEUE_PRIORITY": "1" if asked.cls == "interactive" else "0",
-                            "XSCHED_AUTO_XQUEUE_THRESHOLD": "16", "XSCHED_AUTO_XQUEUE_BATCH_SIZE": "8"}
+                            "XSCHED_AUTO_XQUEUE_UTILIZATION": str(asked.share), "XSCHED_AUTO_XQUEUE_THRESHOLD": "16",
+                            "XSCHED_AUTO_XQUEUE_BATCH_SIZE": "8", **({"XSCHED_CUDA_LIB": self.real} if self.real else {})}
 
     def about(self):
         about = self.place + "/ABOUT"

@@ -140,10 +140,11 @@ class Stage:
         return Window(start, end, {t.slot: self.board.rate(t.slot, start, end) for t in running if t not in serve},
                       {t.slot: self.board.values(t.slot, start, end) for t in serve})
 
-    def stop(self, tenant):
-        self.board.command(tenant.slot, board_module.END)
-        self._end([tenant.process], grace=8)
-        self.tenants.remove(tenant)
+    def stop(self, *tenants):
+        for tenant in tenants:
+            self.board.command(tenant.slot, board_module.END)
+        self._end([t.process for t in tenants], grace=8)
+        self.tenants = [t for t in self.tenants if t not in tenants]
 
     def close(self):
         for tenant in self.tenants:
