@@ -10,7 +10,7 @@ build -fPIC -shared -fvisibility=hidden -Wl,-Bsymbolic tests/guard/cuda.cpp -Wl,
 build tests/guard/guard_test.cpp -pthread -o "$work/guard_test"
 wait
 export BULKHEAD_ROOT=$root TEST_PRELOAD=$guard:$work/driver.so BULKHEAD_GUARD_CUDA=$work/libcuda.so.580
-scenario() { if out=$(timeout -k 5 300 "$work/guard_test" "$2" 2>&1); then ok "$1${out:+ ($out)}"; else not_ok "$1" "$2 -> exit $?" "$out"; fi; }
+scenario() { if out=$(timeout -k 5 1800 "$work/guard_test" "$2" 2>&1); then ok "$1${out:+ ($out)}"; else not_ok "$1" "$2 -> exit $?" "$out"; fi; }
 
 if [ $# != 0 ]; then for name in "$@"; do scenario "$name" "$name"; done; done_testing; fi
 
@@ -41,7 +41,7 @@ scenario 'memory held from outside is not charged inside' outside
 scenario 'a slice set by the tenant is counted; legacy allocations find no memory' counts
 scenario 'without a free slot there is no memory; with one again there is' slots
 scenario '256 processes take slots at once' at-once
-scenario 'SIGKILL at any instruction leaves nothing behind and the neighbour in peace' killed
+scenario 'SIGKILL after any instruction of the guard leaves nothing behind and the neighbour in peace' killed
 scenario 'libcuda.so.1 is the guard, and every call arrives as it was made' trampolines
 scenario 'managed memory past the cap is out of memory to the program as well' managed-answer
 scenario 'a closed gate holds launches, not captures, and not when its arbiter is silent' gate
