@@ -1,6 +1,6 @@
 // Life of a twin: make it, change its world, run programs in it, take it away. A twin is a directory D with
-// D/state.bin, D/root (the host's files), D/lib/libnvidia-ml.so.1 and D/profile.yaml; nothing else is
-// remembered.
+// D/state.bin, D/rm.bin (the driver's objects and what GPUs run: twin/rm), D/root (the host's files), D/lib (the
+// driver's libraries) and D/profile.yaml; nothing else is remembered.
 #pragma once
 
 #include <cstdint>

@@ -99,6 +99,21 @@ std::string cover(const fs::path& root) {
   return {};
 }
 
+// The twin's driver answers ioctl inside the program. Only for what `run` starts: in somebody's shell the loader would
+// complain at every command once the twin is down, as it would here of a library that is not there. It takes a space or
+// a colon for the end of a name.
+std::string preload(const fs::path& directory) {
+  std::error_code failed;
+  const std::string device = (fs::absolute(directory, failed) / "lib/libbulkhead-twin-device.so").string();
+  const char* already = std::getenv("LD_PRELOAD");
+  const std::string before = already != nullptr ? already : "";
+  if (!fs::exists(device, failed) || device.find_first_of(" :") != std::string::npos ||
+      before.find(device) != std::string::npos) {
+    return before;
+  }
+  return before.empty() ? device : before + ":" + device;
+}
+
 }  // namespace
 
 std::vector<std::string> environment(const fs::path& directory) {
@@ -107,19 +122,8 @@ std::vector<std::string> environment(const fs::path& directory) {
   const char* already = std::getenv("LD_LIBRARY_PATH");
   std::string library_path = (full / "lib").string();
   if (already != nullptr && *already != '\0') library_path += fmt::format(":{}", already);
-  std::vector<std::string> out = {
-      "BULKHEAD_TWIN=" + full.string(), "BULKHEAD_ROOT=" + (full / "root").string(),
-      "BULKHEAD_NVML=" + (full / "lib/libnvidia-ml.so.1").string(), "LD_LIBRARY_PATH=" + library_path};
-  // The twin's driver answers ioctl inside the program. A name that is not there would make the loader complain in
-  // every program, and one with a space or a colon means two names to it.
-  const std::string device = (full / "lib/libbulkhead-twin-device.so").string();
-  if (fs::exists(device, failed) && device.find_first_of(" :") == std::string::npos) {
-    const char* preloaded = std::getenv("LD_PRELOAD");
-    const std::string before = preloaded != nullptr ? preloaded : "";
-    if (before.find(device) != std::string::npos) return out;
-    out.push_back("LD_PRELOAD=" + (before.empty() ? device : before + ":" + device));
-  }
-  return out;
+  return {"BULKHEAD_TWIN=" + full.string(), "BULKHEAD_ROOT=" + (full / "root").string(),
+          "BULKHEAD_NVML=" + (full / "lib/libnvidia-ml.so.1").string(), "LD_LIBRARY_PATH=" + library_path};
 }
 
 Result<int> run(const fs::path& directory, const std::vector<std::string>& command) {
@@ -128,7 +132,8 @@ Result<int> run(const fs::path& directory, const std::vector<std::string>& comma
   BH_TRY(const auto checked, open_twin(directory));
   std::error_code failed;
   const fs::path root = fs::absolute(directory / "root", failed);
-  const auto extra = environment(directory);
+  auto extra = environment(directory);
+  if (const auto preloaded = preload(directory); !preloaded.empty()) extra.push_back("LD_PRELOAD=" + preloaded);
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return errno_error("pipe", errno);
   UniqueFd reader(ends[0]), writer(ends[1]);

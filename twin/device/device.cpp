@@ -1,6 +1,6 @@
-// The twin's /dev/nvidiactl is a regular file, on which the kernel answers every ioctl with ENOTTY: this library, preloaded
-// by `bulkhead twin run`, answers then. The system call is always made first, so that a seccomp supervisor sees what it
-// would see with the real driver, and may answer itself.
+// The twin's /dev/nvidiactl is a regular file, on which the kernel answers every ioctl with ENOTTY: this library,
+// preloaded by `bulkhead twin run`, answers then. The system call is always made first, so that a seccomp supervisor
+// sees what it would see with the real driver, and may answer itself.
 //
 // A guest in any program: it prints nothing, keeps errno, and costs a program that has no GPU one comparison a call.
 #include <sys/stat.h>

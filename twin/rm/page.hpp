@@ -1,5 +1,5 @@
-// What TWIN/rm.bin holds. Plain data, fixed bounds, indices instead of pointers: element 0 of every table is never used,
-// so that 0 means "none" and a file of zeros is an empty driver.
+// What TWIN/rm.bin holds. Plain data, fixed bounds, indices instead of pointers: element 0 of every table is never
+// used, so that 0 means "none" and a file of zeros is an empty driver.
 #pragma once
 
 #include <cstddef>

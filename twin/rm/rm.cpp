@@ -137,6 +137,12 @@ struct Driver::Open {
   void leave();  // tells the twin's state what changed
   void report(Index charge);
   std::uint64_t memory_free(std::uint32_t gpu) const;
+  template <class Test>
+  bool any_charge(Test test) const {
+    const Charge* first = page().charges + 1;
+    return std::any_of(first, first + page().counters.charges.used,
+                       [&](const Charge& charge) { return charge.used != 0 && test(charge); });
+  }
 
   // ---- the file behind a descriptor; 0 with `error` set
   Index file_of(int fd, int& error);
@@ -290,11 +296,9 @@ void Driver::Open::report(Index at) {
   const std::string proc = (twin / "root/proc" / std::to_string(charge.pid)).string();
   if (begins && ::symlink(fmt::format("/proc/{}", charge.pid).c_str(), proc.c_str()) != 0) begins = false;
   if (!holds) {
-    const bool elsewhere = std::any_of(std::begin(page().charges), std::begin(page().charges) + page().counters.charges.used + 1,
-                                       [&](const Charge& other) {
-                                         return &other != &charge && other.used != 0 && other.pid == charge.pid &&
-                                                (other.bytes > 0 || other.groups > 0);
-                                       });
+    const bool elsewhere = any_charge([&](const Charge& other) {
+      return &other != &charge && other.pid == charge.pid && (other.bytes > 0 || other.groups > 0);
+    });
     if (!elsewhere) ::unlink(proc.c_str());
     store->give_back(page().charges, page().counters.charges, at);
   } else {
@@ -308,10 +312,8 @@ std::uint64_t Driver::Open::memory_free(std::uint32_t g) const {
   state->read([&](const State& now) {
     for (const Process& process : now.processes) {
       if (process.used == 0 || process.gpu != g) continue;
-      const bool ours = std::any_of(std::begin(page().charges), std::begin(page().charges) + page().counters.charges.used + 1,
-                                    [&](const Charge& charge) {
-                                      return charge.used != 0 && charge.pid == process.pid && charge.gpu == g;
-                                    });
+      const bool ours =
+          any_charge([&](const Charge& charge) { return charge.pid == process.pid && charge.gpu == g; });
       if (!ours) used += process.memory_bytes;
     }
   });
@@ -724,7 +726,7 @@ int Driver::ioctl_on(int fd, unsigned long request, void* arg) {
   if (size != static_cast<std::size_t>(wanted) && !(number == abi::esc_alloc && size == sizeof(abi::AllocOld)))
     return -EINVAL;
 
-  // Everything is read before the lock is taken and written after it is given back: a caller's page may be slow to come.
+  // Everything is read before the lock is taken and written after it is given back: a page may be slow to come.
   union {
     abi::Free free;
     abi::Control control;
