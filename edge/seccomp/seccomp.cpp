@@ -50,6 +50,7 @@ constexpr std::uint32_t keys[] = {
     key(0x27, 56),                 // RM_ALLOC_MEMORY
     key(0x4a, 184),                // RM_VID_HEAP_CONTROL
     key(0xd3, 16),                 // any of these, behind a pointer
+    key(0xd9, 2608), key(0xd9, 2600),  // memory as a dma-buf, which outlives its handle; now and before mapping types
 };
 constexpr std::size_t key_count = sizeof keys / sizeof *keys;
 
@@ -59,7 +60,7 @@ constexpr sock_filter jump(int code, std::uint32_t k, std::size_t yes, std::size
 }
 
 struct Program {
-  sock_filter lines[64] = {};
+  sock_filter lines[80] = {};
   unsigned short length = 0;
 };
 
@@ -121,7 +122,7 @@ constexpr Program make_program() {
   return out;
 }
 constexpr Program program = make_program();
-static_assert(program.length <= 64);
+static_assert(program.length <= 80);
 
 long seccomp(unsigned flags, const sock_fprog* filter) {
   return ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, filter);
@@ -206,7 +207,12 @@ int recv_fd(int socket) noexcept {
 
 Listener::Listener(UniqueFd fd) : fd_(std::move(fd)) {}
 
-Result<Call> Listener::receive() const {
+static_assert(sizeof(Call) == sizeof(seccomp_notif) && offsetof(Call, tid) == offsetof(seccomp_notif, pid) &&
+              offsetof(Call, number) == offsetof(seccomp_notif, data.nr) &&
+              offsetof(Call, arch) == offsetof(seccomp_notif, data.arch) &&
+              offsetof(Call, args) == offsetof(seccomp_notif, data.args));
+
+Status Listener::receive(Call& into) const {
   pollfd waiting{fd_.get(), POLLIN, 0};
   while (::poll(&waiting, 1, 0) < 0 && errno == EINTR) {}
   if ((waiting.revents & POLLIN) == 0) {
@@ -214,17 +220,16 @@ Result<Call> Listener::receive() const {
       return Error(Errc::gone, "nobody is under the filter any more");
     return Error(Errc::not_found, "no call waits");
   }
-  seccomp_notif request{};
-  while (::ioctl(fd_.get(), SECCOMP_IOCTL_NOTIF_RECV, &request) != 0) {
+  while (::ioctl(fd_.get(), SECCOMP_IOCTL_NOTIF_RECV, &into) != 0) {
     if (errno == ENOENT) return Error(Errc::not_found, "the caller is gone", {}, ENOENT);
     if (errno != EINTR) return errno_error("receive a system call", errno);
-    request = {};
   }
+  return ok_status();
+}
+
+Result<Call> Listener::receive() const {
   Call call;
-  call.id = request.id;
-  call.tid = static_cast<int>(request.pid);
-  call.number = request.data.nr;
-  std::memcpy(call.args, request.data.args, sizeof call.args);
+  BH_CHECK(receive(call));
   return call;
 }
 

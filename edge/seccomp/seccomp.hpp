@@ -31,12 +31,16 @@ int recv_fd(int socket) noexcept;
 
 // ---- in the supervisor
 
-struct Call {
+struct Call {  // seccomp_notif, so that the kernel writes right into it
   std::uint64_t id = 0;  // of the notification
-  int tid = 0;           // of the thread that waits; 0: it is in no pid namespace of ours
-  int number = 0;        // of the system call: compare with SYS_ioctl, SYS_mmap
+  std::uint32_t tid = 0;  // of the thread that waits; 0: it is in no pid namespace of ours
+  std::uint32_t flags = 0;
+  std::int32_t number = 0;  // of the system call: compare with SYS_ioctl, SYS_mmap
+  std::uint32_t arch = 0;   // never 0 in a call that was received
+  std::uint64_t ip = 0;
   std::uint64_t args[6] = {};
 };
+static_assert(sizeof(Call) == 80);
 
 class Listener {
  public:
@@ -44,7 +48,10 @@ class Listener {
   int fd() const { return fd_.get(); }  // readable when a call waits
 
   // Errc::gone: nobody is under the filter any more. Errc::not_found: the caller was killed meanwhile, or nothing
-  // waits. Blocks when nothing waits, unless the listener is polled first.
+  // waits.
+  // `into` must be all zeroes. In memory that outlives this process it makes the call outlive it as well: the kernel
+  // writes it there before it can notice a kill.
+  Status receive(Call& into) const;
   Result<Call> receive() const;
   bool alive(std::uint64_t id) const;  // the call still waits: what was read of its thread since was its own
   // Each answers a call once. Errc::gone: its thread is no more.
@@ -57,7 +64,7 @@ class Listener {
   UniqueFd fd_;
 };
 
-// Memory of another process, whole or not at all. Errc::gone: no such process. Errc::io: no such address (native EFAULT).
+// Memory of another process, whole or not at all. Errc::gone: no such process. Errc::io: no such address (EFAULT).
 Status read_memory(int tid, std::uint64_t address, std::span<std::byte> into);
 Status write_memory(int tid, std::uint64_t address, std::span<const std::byte> from);
 

@@ -66,7 +66,7 @@ TEST(Seccomp, a_driver_call_stops_and_gets_the_answer_it_is_given) {
   const auto call = child.next();
   ASSERT_TRUE(call);
   EXPECT_EQ(call->number, SYS_ioctl);
-  EXPECT_EQ(call->tid, child.pid);
+  EXPECT_EQ(static_cast<int>(call->tid), child.pid);
   EXPECT_EQ(call->args[1], alloc);
   EXPECT_TRUE(child.listener->alive(call->id));
   EXPECT_TRUE(child.listener->answer(call->id, 42).ok());
@@ -126,7 +126,7 @@ TEST(Seccomp, the_filter_follows_forks_and_execs) {
   });
   const auto call = child.next();
   ASSERT_TRUE(call);
-  EXPECT_NE(call->tid, child.pid);
+  EXPECT_NE(static_cast<int>(call->tid), child.pid);
   EXPECT_TRUE(child.listener->answer(call->id, 7).ok());
   EXPECT_EQ(child.exit_code(), 7);
 }
@@ -174,11 +174,11 @@ TEST(Seccomp, memory_moves_whole_or_not_at_all) {
   const auto call = child.next();
   ASSERT_TRUE(call);
   std::uint64_t seen = 0;
-  EXPECT_TRUE(read_memory(call->tid, call->args[2], std::as_writable_bytes(std::span(&seen, 1))).ok());
+  EXPECT_TRUE(read_memory(static_cast<int>(call->tid), call->args[2], std::as_writable_bytes(std::span(&seen, 1))).ok());
   EXPECT_EQ(seen, 5U);
   seen = 9;
-  EXPECT_TRUE(write_memory(call->tid, call->args[2], std::as_bytes(std::span(&seen, 1))).ok());
-  const auto nowhere = read_memory(call->tid, 8, std::as_writable_bytes(std::span(&seen, 1)));
+  EXPECT_TRUE(write_memory(static_cast<int>(call->tid), call->args[2], std::as_bytes(std::span(&seen, 1))).ok());
+  const auto nowhere = read_memory(static_cast<int>(call->tid), 8, std::as_writable_bytes(std::span(&seen, 1)));
   ASSERT_FALSE(nowhere.ok());
   EXPECT_EQ(nowhere.error().native(), EFAULT);
   EXPECT_TRUE(child.listener->answer(call->id, 0).ok());
@@ -189,7 +189,10 @@ TEST(Seccomp, memory_moves_whole_or_not_at_all) {
 long other_call(long number, long a, long b, long c, long d) {
   long result = 0;
   // The 32-bit gate takes addresses below 4 GiB only; none is needed here.
-  asm volatile("int $0x80" : "=a"(result) : "a"(number), "b"(a), "c"(b), "d"(c), "S"(d) : "memory", "r8", "r9", "r10", "r11");
+  asm volatile("int $0x80"
+               : "=a"(result)
+               : "a"(number), "b"(a), "c"(b), "d"(c), "S"(d)
+               : "memory", "r8", "r9", "r10", "r11");
   return result;
 }
 
