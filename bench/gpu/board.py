@@ -1,8 +1,8 @@
-"""The board: one shared file through which tenants are told to run or rest and tell what they did, so that a window of a second
-costs a second and not the start of a Python program.
+"""The board: one shared file through which tenants are told to run or rest and tell what they did, so that a window of
+a second costs a second and not the start of a Python program.
 
-A slot is 1 MiB: u64 words run (0 rest, 1 run, 2 end, 3 run the other way), count, ring entries, ready, pid, -, stamp (ns); from
-byte 64 a ring of 32768 pairs of f64 (monotonic seconds; work done so far, or a latency in seconds).
+A slot is 1 MiB: u64 words run (0 rest, 1 run, 2 end, 3 run the other way), count, ring entries, ready, pid, -, stamp
+(ns); from byte 64 a ring of 32768 pairs of f64 (monotonic seconds; work done so far, or a latency in seconds).
 """
 import bisect
 import mmap
@@ -77,7 +77,7 @@ class Board:
         return found
 
     def rate(self, slot, start, end):
-        """Work a second between two moments, by interpolating between the completions around each."""
+        """Work a second between two moments, interpolated between completions."""
         pairs = self.entries(slot, start)
         if len(pairs) < 2:
             return 0.0
@@ -98,7 +98,11 @@ class Board:
             mean = (t1 - t0) / steps
             return v1 + (v1 - v0) / steps * min(1.0, (moment - t1) / mean if mean > 0 else 0.0)
 
-        return (at(end) - at(start)) / (end - start)
+        # The mean over all windows of half the length within this one. Shares come in rounds of up to some hundred
+        # milliseconds; a plain difference would be off by a part of a round at either end, this is off by its square.
+        half, steps = (end - start) / 2, 100
+        moments = [start + half * k / steps for k in range(steps + 1)]
+        return sum(at(m + half) - at(m) for m in moments) / len(moments) / half
 
     def values(self, slot, start, end):
         return [v for t, v in self.entries(slot, start) if start <= t <= end]

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Stand-ins for a machine without a GPU, so that `run.py --dry-run` can exercise every scene: a tenant that sleeps instead of
-computing, the commands of bulkhead with its own spelling of the options, programs that answer with made-up figures. Measures nothing.
+"""Stand-ins for a machine without a GPU, so that `run.py --dry-run` can exercise every scene: a tenant that sleeps
+instead of computing, bulkhead's commands with the options spelt as they are, programs that answer with made-up figures.
+Measures nothing.
 """
 import argparse
 import json
@@ -25,6 +26,7 @@ class Nvml:
 
 def worker(kind, index, path):
     from board import Slot
+
     slot, done, due = Slot(path, int(index)), 0, None
     pause = {"train": 0.027, "gemm": 0.0016}.get(kind, 0.002)
     time.sleep(0.05)
@@ -62,14 +64,20 @@ def share(words):
     run.add_argument("--untested", action="store_true")
     show.add_argument("--json", action="store_true")
     test.add_argument("--json", action="store_true")
-    program = words[words.index("--") + 1:] if "--" in words else []
+    program = words[words.index("--") + 1 :] if "--" in words else []
     options = parser.parse_args(words[: words.index("--")] if "--" in words else words)
     os.makedirs(REGISTRY, exist_ok=True)
     if options.verb == "run":
         arbiter, child = subprocess.Popen(["sleep", "600"]), subprocess.Popen(program)
         file = f"{REGISTRY}/{options.name}"
         with open(file + ".new", "w") as out:
-            json.dump({"name": options.name, "now": {"arbiter": arbiter.pid, "processes": [child.pid], "inForceMicroseconds": 900}}, out)
+            json.dump(
+                {
+                    "name": options.name,
+                    "now": {"arbiter": arbiter.pid, "processes": [child.pid], "inForceMicroseconds": 900},
+                },
+                out,
+            )
         os.rename(file + ".new", file)
         while child.poll() is None:
             if arbiter.poll() is not None:
@@ -79,7 +87,15 @@ def share(words):
         os.unlink(file)
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
     if options.verb == "list":
-        print(json.dumps({"tenants": [json.load(open(f"{REGISTRY}/{f}")) for f in os.listdir(REGISTRY) if not f.endswith(".new")]}))
+        print(
+            json.dumps(
+                {
+                    "tenants": [
+                        json.load(open(f"{REGISTRY}/{f}")) for f in os.listdir(REGISTRY) if not f.endswith(".new")
+                    ]
+                }
+            )
+        )
     if options.verb == "set" and not os.path.exists(f"{REGISTRY}/{options.tenant}"):
         print(f"bulkhead: no tenant {options.tenant}", file=sys.stderr)
         return 2
@@ -110,4 +126,6 @@ def leak(words):
 
 
 if __name__ == "__main__":
-    sys.exit({"worker": lambda w: worker(*w), "share": share, "kernels": kernels, "leak": leak}[sys.argv[1]](sys.argv[2:]))
+    sys.exit(
+        {"worker": lambda w: worker(*w), "share": share, "kernels": kernels, "leak": leak}[sys.argv[1]](sys.argv[2:])
+    )

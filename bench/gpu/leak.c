@@ -6,7 +6,9 @@
 //   leak --list
 //
 // What a path reports: MiB it got, whether it met a refusal and which, and a note. Verdicts are for the one outside.
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <cuda.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -16,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -266,7 +269,7 @@ static void limit_grows(CUlimit limit, size_t start, const char* what) {
 }
 static void stack_limit(void) {
   size_t value = 1024;
-  for (; value <= 262144 && !refusal; value *= 2) {
+  for (; value <= 65536 && !refusal; value *= 2) {
     refusal = cuCtxSetLimit(CU_LIMIT_STACK_SIZE, value);
     if (!refusal) refusal = launch_tiny();
   }
@@ -543,6 +546,7 @@ static void guarded(const char* name, const char* mib) {
     close(pipes[0]);
     close(pipes[1]);
     setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     execl("/proc/self/exe", "leak", "--one", name, mib, (char*)NULL);
     _exit(127);
   }

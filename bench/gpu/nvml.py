@@ -30,15 +30,18 @@ class Nvml:
         return text.value.decode()
 
     def identity(self):
-        return {"gpu": self._text("nvmlDeviceGetName", self.handle), "uuid": self._text("nvmlDeviceGetUUID", self.handle),
-                "driver": self._text("nvmlSystemGetDriverVersion")}
+        return {
+            "gpu": self._text("nvmlDeviceGetName", self.handle),
+            "uuid": self._text("nvmlDeviceGetUUID", self.handle),
+            "driver": self._text("nvmlSystemGetDriverVersion"),
+        }
 
     def processes(self):
         """pid -> bytes of every compute process on the board."""
         count = ctypes.c_uint(512)
         table = (_Process * 512)()
         self._do("nvmlDeviceGetComputeRunningProcesses_v3", self.handle, ctypes.byref(count), table)
-        return {p.pid: p.used for p in table[: count.value] if p.used != 2 ** 64 - 1}
+        return {p.pid: p.used for p in table[: count.value] if p.used != 2**64 - 1}
 
     def memory(self):
         memory = _Memory()
@@ -47,7 +50,7 @@ class Nvml:
 
 
 class Watch(threading.Thread):
-    """Samples (monotonic seconds, sum over processes, GPU's used bytes) until stop()."""
+    """Samples (monotonic seconds, sum over processes, GPU's used bytes, processes) until stop()."""
 
     def __init__(self, nvml, ignore=(), period=0.005):
         super().__init__(daemon=True)
@@ -57,8 +60,8 @@ class Watch(threading.Thread):
     def run(self):
         try:
             while not self.ending.wait(self.period):
-                used = sum(v for k, v in self.nvml.processes().items() if k not in self.ignore)
-                self.samples.append((time.monotonic(), used, self.nvml.memory()[1]))
+                used = [v for k, v in self.nvml.processes().items() if k not in self.ignore]
+                self.samples.append((time.monotonic(), sum(used), self.nvml.memory()[1], len(used)))
         except RuntimeError as error:
             self.error = str(error)
 
@@ -67,6 +70,6 @@ class Watch(threading.Thread):
         self.join(timeout=5)
 
     def peak(self, start=0.0, end=float("inf")):
-        """The largest sum and the largest GPU total between two moments."""
+        """Between two moments the largest sum, the largest GPU total, the most processes."""
         inside = [s for s in self.samples if start <= s[0] <= end]
-        return max((s[1] for s in inside), default=0), max((s[2] for s in inside), default=0)
+        return tuple(max((s[k] for s in inside), default=0) for k in (1, 2, 3))

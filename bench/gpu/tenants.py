@@ -71,8 +71,15 @@ class Stage:
         environment = {**os.environ, **self.bench.environment, **additions}
         handle = open(log or os.devnull, "wb")
         try:
-            process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=stdout or handle, stderr=handle,
-                                       start_new_session=True, cwd=HERE)
+            process = subprocess.Popen(
+                words,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout or handle,
+                stderr=handle,
+                start_new_session=True,
+                cwd=HERE,
+            )
         except OSError as error:
             raise SceneFailed(f"{words[0]}: {error}") from None
         finally:
@@ -106,7 +113,9 @@ class Stage:
             if not missing:
                 return
             if time.monotonic() > end:
-                raise SceneFailed(f"not ready after {timeout} s: {', '.join(t.name for t in missing)}: {missing[0].tail()}")
+                raise SceneFailed(
+                    f"not ready after {timeout} s: {', '.join(t.name for t in missing)}: {missing[0].tail()}"
+                )
             time.sleep(0.02)
 
     def alive(self, tenants=None):
@@ -123,8 +132,8 @@ class Stage:
         for tenant in self.tenants:
             self.board.command(tenant.slot, OTHER if tenant in other else RUN if tenant in running else REST)
 
-    def window(self, running, seconds, settle=0.6, other=(), during=None):
-        """Lets exactly these run and says what they did. `other`: those of them that run the other way (serve: closed loop)."""
+    def window(self, running, seconds, settle=0.8, other=(), during=None):
+        """Lets exactly these run and says what they did. `other`: those that run the other way (serve: closed loop)."""
         seconds *= self.bench.pace
         self.go(running, other)
         time.sleep(settle)
@@ -137,8 +146,12 @@ class Stage:
         self.alive(running)
         closed = {t.slot for t in other}
         serve = [t for t in running if t.kind == "serve" and t.slot not in closed]
-        return Window(start, end, {t.slot: self.board.rate(t.slot, start, end) for t in running if t not in serve},
-                      {t.slot: self.board.values(t.slot, start, end) for t in serve})
+        return Window(
+            start,
+            end,
+            {t.slot: self.board.rate(t.slot, start, end) for t in running if t not in serve},
+            {t.slot: self.board.values(t.slot, start, end) for t in serve},
+        )
 
     def stop(self, *tenants):
         for tenant in tenants:
@@ -156,20 +169,30 @@ class Stage:
 
     @staticmethod
     def _end(processes, grace):
-        """Asks, then kills; each leads a session of its own, so its children go with it."""
-        end = time.monotonic() + grace
-        for kind in (None, signal.SIGTERM, signal.SIGKILL):
+        """Waits, asks, kills. Each leads a session of its own; what it leaves there gets a second and goes too."""
+        for kind, patience in ((None, grace), (signal.SIGTERM, 3), (signal.SIGKILL, 3)):
             for process in processes:
-                if kind is None:
-                    continue
-                try:
-                    if process.poll() is None or kind == signal.SIGKILL:
-                        os.killpg(process.pid, kind)
-                except (ProcessLookupError, PermissionError):
-                    pass
-            while any(p.poll() is None for p in processes) and time.monotonic() < end:
-                time.sleep(0.02)
-            end = time.monotonic() + 3
+                if kind and process.poll() is None:
+                    signal_group(process.pid, kind)
+            wait_until(lambda: all(p.poll() is not None for p in processes), patience)
+        wait_until(lambda: not any(signal_group(p.pid, 0) for p in processes), 1)
+        for process in processes:
+            signal_group(process.pid, signal.SIGKILL)
+
+
+def signal_group(group, kind):
+    """False: there is no such group."""
+    try:
+        os.killpg(group, kind)
+        return True
+    except (ProcessLookupError, PermissionError):
+        return False
+
+
+def wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def torch_worker(kind, slot, path):

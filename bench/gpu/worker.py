@@ -1,9 +1,9 @@
-"""A tenant driven by the board: worker.py KIND SLOT BOARD. KIND: gemm, train, serve (PyTorch); see kernels.cu for the others.
+"""A PyTorch tenant driven by the board: worker.py KIND SLOT BOARD. kernels.cu has the other kinds.
 
   gemm   8192^3 bf16 matrix products, back to back
   train  steps of a 12-layer transformer, bf16 autocast, AdamW
-  serve  ResNet-50 fp16 batch 4 replayed as a CUDA graph, open loop, 100 requests a second: latency from the moment a request was
-         due. Run word 3: back to back instead, which tells how much of the GPU one request takes.
+  serve  ResNet-50 fp16 batch 4 replayed as a CUDA graph, open loop, 100 requests a second: latency from the moment a
+         request was due. Run word 3: back to back instead, which tells how much of the GPU one request takes.
 """
 import sys
 import time
@@ -43,12 +43,21 @@ def resnet50(torch):
             super().__init__()
             outputs = middle * 4
             self.path = nn.Sequential(
-                nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(True),
-                nn.Conv2d(middle, middle, 3, stride, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(True),
-                nn.Conv2d(middle, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+                nn.Conv2d(inputs, middle, 1, bias=False),
+                nn.BatchNorm2d(middle),
+                nn.ReLU(True),
+                nn.Conv2d(middle, middle, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(middle),
+                nn.ReLU(True),
+                nn.Conv2d(middle, outputs, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+            )
             same = stride == 1 and inputs == outputs
-            self.skip = nn.Identity() if same else nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.skip = (
+                nn.Identity()
+                if same
+                else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            )
 
         def forward(self, x):
             return torch.relu_(self.path(x) + self.skip(x))
@@ -77,6 +86,7 @@ def resnet50(torch):
 def main():
     kind, slot = sys.argv[1], Slot(sys.argv[3], int(sys.argv[2]))
     import torch
+
     torch.manual_seed(0)
     step = {"gemm": gemm, "train": transformer, "serve": resnet50}[kind](torch)
     for _ in range(3):
