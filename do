@@ -102,10 +102,15 @@ build() {  # build PRESET TARGET...
 prepare_build() { ensure "${build_packages[@]}"; clients; }
 
 bench_gpu() {  # where nothing can be installed or built (a GPU machine without a network), what was carried is measured
-  if [ ! -x build/bin/bulkhead ] || [ -e build/release/build.ninja ]; then
-    prepare_build
-    build release bulkhead guard_preload >&2
-  fi
+  case " $* " in
+    *" --dry-run "* | *" --merge "* | *" --help "* | *" -h "*) ;;
+    *)
+      if [ ! -x build/bin/bulkhead ] || [ -e build/release/build.ninja ]; then
+        prepare_build
+        build release bulkhead guard_preload >&2
+      fi
+      ;;
+  esac
   exec python3 bench/gpu/run.py "$@"
 }
 
