@@ -33,9 +33,6 @@ class Bench:
     def __init__(self, options):
         self.options, self.quick, self.dry = options, options.quick, options.dry_run
         self.pace = 0.1 if self.dry else 0.6 if self.quick else 1.0  # windows are this much shorter
-        self.temporary = tempfile.mkdtemp(
-            prefix="bench-gpu-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        )
         self.environment = {
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -55,6 +52,9 @@ class Bench:
             self.nvml = nvml.Nvml()
         self.bulkhead = schemes.Bulkhead(program)
         self.identity = self.nvml.identity()
+        self.temporary = tempfile.mkdtemp(
+            prefix="bench-gpu-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        )
         peers = os.path.abspath(options.peers)
         self.peers = [
             schemes.Mps(),
