@@ -67,6 +67,11 @@ int fail(const Context& context, const Error& error);
 // What follows the options in "--help".
 std::string help_footer(std::string_view examples, std::string_view exits);
 
+// "10s", "500ms", "2m", "1h": nanoseconds, at most a month.
+Result<std::uint64_t> parse_duration(std::string_view text);
+// "512MiB", "20GiB", "1048576": bytes; empty: 0.
+Result<std::uint64_t> parse_memory(std::string_view text);
+
 // A word to paste into a shell: quoted where it must be, and harmless to print.
 std::string shell_word(std::string_view text);
 

@@ -46,40 +46,6 @@ Result<std::filesystem::path> directory_of(const Options& options) {
   return Error(Errc::invalid, fmt::format("{} twins are up", all.size()), "name one: --dir DIR");
 }
 
-// "10s", "500ms", "2m", "1h": nanoseconds.
-Result<std::uint64_t> parse_duration(std::string_view text) {
-  static constexpr std::pair<std::string_view, double> units[] = {{"ms", 1e6}, {"us", 1e3}, {"ns", 1},
-                                                                  {"s", 1e9},  {"m", 60e9}, {"h", 3600e9}};
-  for (const auto& [unit, factor] : units) {
-    if (!text.ends_with(unit)) continue;
-    const std::string number(text.substr(0, text.size() - unit.size()));
-    char* end = nullptr;
-    const double value = std::strtod(number.c_str(), &end);
-    if (!number.empty() && *end == '\0' && std::isfinite(value) && value >= 0 &&
-        value * factor <= 31 * 86400e9) {
-      return static_cast<std::uint64_t>(value * factor);
-    }
-    break;
-  }
-  return Error(Errc::invalid, fmt::format("{} is no time of at most a month", printable(text)),
-               "like 500ms, 10s, 2m or 1h");
-}
-
-// "512MiB", "20GiB", "1048576".
-Result<std::uint64_t> parse_memory(std::string_view text) {
-  if (text.empty()) return std::uint64_t{0};
-  static constexpr std::pair<std::string_view, unsigned> units[] = {
-      {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"K", 10}, {"M", 20}, {"G", 30}, {"", 0}};
-  for (const auto& [unit, shift] : units) {
-    if (!text.ends_with(unit)) continue;
-    const auto value = parse_u64(text.substr(0, text.size() - unit.size()));
-    if (value && *value <= (1ULL << 44U >> shift)) return *value << shift;
-    break;
-  }
-  return Error(Errc::invalid, fmt::format("{} is no amount of memory", printable(text)),
-               "like 512MiB or 20GiB");
-}
-
 int said(const Context& context, const Status& status, std::string_view done) {
   if (!status.ok()) return fail(context, status.error());
   return print(fmt::format("{}\n", done));

@@ -12,6 +12,7 @@ std::function<int(const Context&)> bind_apply(CLI::App& app);
 std::function<int(const Context&)> bind_verify(CLI::App& app);
 std::function<int(const Context&)> bind_rollback(CLI::App& app);
 std::function<int(const Context&)> bind_history(CLI::App& app);
+std::function<int(const Context&)> bind_share(CLI::App& app);
 std::function<int(const Context&)> bind_twin(CLI::App& app);
 
 const std::vector<Verb>& verbs() {
@@ -64,6 +65,14 @@ const std::vector<Verb>& verbs() {
        "bulkhead history 7       one run, step by step\n"
        "bulkhead history --json  everything",
        "0 shown; 2 no such run, or no readable journal", bind_history},
+      {"share", "Share one GPU's time and memory between programs that know nothing of it",
+       "bulkhead share run --weight 30 --memory 20GiB -- python3 train.py   a tenant with 30 parts of the time\n"
+       "bulkhead share run --class interactive -- ./serve                   in another terminal: at once when it has work\n"
+       "bulkhead share list                                                 who runs, asked and received\n"
+       "bulkhead share set train --weight 60                                while it runs\n"
+       "bulkhead share top                                                  the same, live\n"
+       "bulkhead share selftest                                             does this driver obey?",
+       "0 done; 1 selftest: the driver does not obey; 2 could not; run: those of the program", bind_share},
       {"twin", "Bring up a pretend machine to try everything on",
        "bulkhead twin list                              profiles, and twins that are up\n"
        "bulkhead twin up dgx-h100 --dir /tmp/d          eight H100 that are not there\n"

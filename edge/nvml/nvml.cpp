@@ -73,6 +73,7 @@ namespace {
     decltype(::nvmlDeviceGetComputeRunningProcesses_v3))                                                    \
   X(graphics_processes, nvmlDeviceGetGraphicsRunningProcesses_v3,                                           \
     decltype(::nvmlDeviceGetGraphicsRunningProcesses_v3))                                                   \
+  X(process_utilization, nvmlDeviceGetProcessUtilization, decltype(::nvmlDeviceGetProcessUtilization))      \
   X(mps_processes, nvmlDeviceGetMPSComputeRunningProcesses_v3,                                              \
     decltype(::nvmlDeviceGetMPSComputeRunningProcesses_v3))                                                 \
   X(mig_mode, nvmlDeviceGetMigMode, decltype(::nvmlDeviceGetMigMode))                                       \
@@ -924,6 +925,29 @@ Result<std::vector<GpuInstance>> Nvml::instances(Device device, std::optional<un
     }
   }
   std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
+  return all;
+}
+
+Result<std::vector<ProcessBusy>> Nvml::process_utilization(Device device, std::uint64_t since_us) {
+  Table& t = *table_;
+  std::vector<nvmlProcessUtilizationSample_t> found(128);
+  unsigned count = 0;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    count = static_cast<unsigned>(found.size());
+    const nvmlReturn_t code = t.raw(t.api.process_utilization, handle_of(device), found.data(), &count,
+                                    static_cast<unsigned long long>(since_us));
+    if (code == NVML_SUCCESS) break;
+    if (code != NVML_ERROR_INSUFFICIENT_SIZE || attempt == 2) return t.failure(code, t.api.process_utilization.name);
+    if (count > limits::processes) return lied(t.api.process_utilization.name, fmt::format("{} samples", count));
+    found.resize(count + std::size_t{64});  // more may come meanwhile
+  }
+  if (count > found.size()) return lied(t.api.process_utilization.name, fmt::format("{} samples", count));
+  std::vector<ProcessBusy> all;
+  for (const auto& sample : std::span(found.data(), count)) {
+    // The driver pads its answer with old and empty samples.
+    if (sample.pid == 0 || sample.pid > 0x7fffffffU || sample.timeStamp <= since_us || sample.smUtil > 100) continue;
+    all.push_back({static_cast<int>(sample.pid), sample.smUtil, sample.timeStamp});
+  }
   return all;
 }
 

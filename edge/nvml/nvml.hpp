@@ -52,6 +52,13 @@ struct ProcessEntry {
   std::optional<unsigned> gpu_instance = {}, compute_instance = {};
 };
 
+// How much of a GPU's time a process had since the sample before: the driver's own sampling, some times a second.
+struct ProcessBusy {
+  int pid = 0;
+  unsigned sm_percent = 0;
+  std::uint64_t timestamp_us = 0;
+};
+
 struct Memory {
   Bytes total = {}, used = {};  // used includes what the driver keeps for itself
 };
@@ -150,6 +157,8 @@ class Nvml {
   Result<unsigned> compute_count(Device, unsigned gpu_instance, unsigned compute_profile);
   // Compute, graphics and MPS clients of the GPU and of all its instances, each pid and instance once.
   Result<std::vector<ProcessEntry>> processes(Device);
+  // Samples newer than `since_us`. Errc::not_found: none yet. Errc::unsupported: MIG, or an old chip.
+  Result<std::vector<ProcessBusy>> process_utilization(Device, std::uint64_t since_us);
   // Only compute instances appear; `expected` (how many there are) saves asking on after the last one.
   Result<std::vector<MigDevice>> mig_devices(Device, std::size_t expected);
   Result<Activation> set_mig_mode(Device, bool on);
