@@ -226,10 +226,10 @@ void Ledger::settle_orphans() {
 }
 
 bool Ledger::end_process(std::uint32_t process) {
-  const auto known = processes_.find(process);
-  if (known == processes_.end()) return false;
-  managed_[known->second.managed_gpu] -= known->second.managed;
-  processes_.erase(known);
+  if (const auto known = processes_.find(process); known != processes_.end()) {
+    managed_[known->second.managed_gpu] -= known->second.managed;
+    processes_.erase(known);
+  }
   for (Index at = 1; at < nodes_.size(); ++at) {
     if (nodes_[at].used && nodes_[at].what == What::client && nodes_[at].process == process) free_tree(at);
   }
@@ -408,6 +408,14 @@ std::vector<int> Ledger::files_of(std::uint32_t process) const {
   for (const Node& node : nodes_)
     if (node.used && node.what == What::client && node.process == process) files.insert(node.fd);
   return {files.begin(), files.end()};
+}
+
+std::vector<std::uint32_t> Ledger::clients_of(std::uint32_t process, int fd) const {
+  std::vector<std::uint32_t> clients;
+  for (const Node& node : nodes_)
+    if (node.used && node.what == What::client && node.process == process && node.fd == fd)
+      clients.push_back(node.handle);
+  return clients;
 }
 
 std::optional<std::pair<std::uint32_t, int>> Ledger::owner_of(std::uint32_t client) const {

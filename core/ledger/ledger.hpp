@@ -1,6 +1,6 @@
 // What one tenant holds in the driver: an object tree with bytes, kept by watching the calls that make and free
-// objects. Pure. The sum of device memory here equals what NVML reports for the tenant's processes (H100: to the MiB), so a cap
-// on this sum is a cap on the real thing.
+// objects. Pure. The sum of device memory here equals what NVML reports for the tenant's processes (H100: to the MiB),
+// so a cap on this sum is a cap on the real thing.
 //
 // The ledger is a fold over events: the same events give the same ledger, and snapshot() gives fewer events that give
 // the same ledger again. Whoever keeps the events survives its own death.
@@ -83,6 +83,8 @@ class Ledger {
   bool full() const { return live_ + 3 >= max_objects; }  // an object may bring its client and its parent along
 
   bool knows(std::uint32_t client, std::uint32_t handle) const;
+  // Whether freeing the handle frees anything known.
+  bool covers(std::uint32_t client, std::uint32_t handle) const { return find(client, handle) != 0; }
   bool has_memory(std::uint32_t client, std::uint32_t handle) const;  // a handle to bytes itself
   std::optional<What> what(std::uint32_t client, std::uint32_t handle) const;
   // The GPU below which an object is; a client's when it has one device. nullopt: not known.
@@ -95,6 +97,7 @@ class Ledger {
   std::uint64_t generation() const { return generation_; }  // changes with groups()
   // Descriptors through which a process has clients.
   std::vector<int> files_of(std::uint32_t process) const;
+  std::vector<std::uint32_t> clients_of(std::uint32_t process, int fd) const;
   std::optional<std::pair<std::uint32_t, int>> owner_of(std::uint32_t client) const;  // process, fd
 
   // Events that make this ledger from an empty one, at most 2 * max_objects + 2 * max_processes of them.

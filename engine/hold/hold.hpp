@@ -16,6 +16,10 @@
 #include "base/result.hpp"
 #include "guard/wire/wire.hpp"
 
+namespace bulkhead::rm {
+class DriverFile;
+}
+
 namespace bulkhead::hold {
 
 struct Group {  // a compute channel group (engine 1) of the tenant
@@ -33,9 +37,16 @@ struct Process {
   std::uint64_t start_time = 0;
 };
 
+// What an arbiter leaves to the one after it: the ledger, and the call it was in the middle of. A sealed memfd, mapped
+// shared; whoever outlives the arbiter keeps the descriptor beside the listener's. One for each tenant, used by one
+// arbiter at a time. Sparse: a tenant with a few thousand objects uses some hundred KiB.
+Result<UniqueFd> make_inflight();
+Result<void*> map_inflight(int fd);
+
 struct Settings {
   std::filesystem::path root = "/";  // where /dev/nvidiactl is: a twin's root, or /
   bool memory = true;                // false: count, but refuse nothing
+  void* inflight = nullptr;          // of map_inflight; null: nothing outlives this process
 };
 
 class Hold {
@@ -69,9 +80,13 @@ class Hold {
   Status force_on(const Group& group);
   // Bytes the audit found beyond the ledger (imports from other tenants, say): they count against the cap.
   void charge_beyond(std::uint32_t gpu, std::uint64_t bytes);
+  // Looks again at what no call announces: unmapped managed memory, driver files that were closed. pump() does it before
+  // it refuses anything and when a process ends; call it with each audit.
+  void reconcile();
 
  private:
   struct Inside;
+  rm::DriverFile* file_of(const Group& group);
   explicit Hold(std::unique_ptr<Inside> inside);
   std::unique_ptr<Inside> inside_;
 };
