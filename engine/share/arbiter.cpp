@@ -54,7 +54,7 @@ class Arbiter {
     (void)::setpriority(PRIO_PROCESS, 0, -10);
     if (duty_.listener) {
       BH_TRY(hold_, hold::Hold::make(std::move(duty_.listener), *duty_.page,
-                                     {.root = place_.root, .memory = asked_.memory.has_value(), .inflight = duty_.inflight}));
+                                     {.root = place_.root, .memory = true, .inflight = duty_.inflight}));
       for (const auto& group : hold_->groups()) (void)hold_->force_on(group);  // a predecessor may have died in mid-turn
     }
     watch_.reset(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
