@@ -205,7 +205,15 @@ int recv_fd(int socket) noexcept {
   return fd;
 }
 
-Listener::Listener(UniqueFd fd) : fd_(std::move(fd)) {}
+#ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS
+#define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
+#define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
+#endif
+
+Listener::Listener(UniqueFd fd) : fd_(std::move(fd)) {
+  // The caller sleeps when its supervisor wakes, so both may have one CPU: half the latency. Linux 6.6; else without.
+  ::ioctl(fd_.get(), SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
+}
 
 static_assert(sizeof(Call) == sizeof(seccomp_notif) && offsetof(Call, tid) == offsetof(seccomp_notif, pid) &&
               offsetof(Call, number) == offsetof(seccomp_notif, data.nr) &&
