@@ -36,6 +36,7 @@ constexpr std::uint32_t class_local_privileged = 0x3f, class_local_physical = 0x
 constexpr std::uint32_t first_own_handle = 0xb1d00000;  // where a caller leaves the choice to the driver
 constexpr std::uint32_t cmd_import_object_from_fd = 0x3d06;
 constexpr unsigned calls_a_pump = 512;
+constexpr std::uint64_t pending_ns = 100'000'000;
 constexpr std::uint64_t closed_token = 1ULL << 63U;
 
 // Another driver file may be another GPU's; its number is the last thing known about it.
@@ -139,11 +140,6 @@ struct Hold::Inside {
   std::uint64_t listed_generation = ~0ULL;
   std::uint64_t generation = 0;
   std::uint32_t next_handle = first_own_handle;
-  struct Pending {  // a managed mapping let through, that the kernel may not have made yet
-    std::uint32_t process = 0;
-    std::uint64_t bytes = 0, until_ns = 0;
-  };
-  std::vector<Pending> pending;
   bool logged = false;  // the outcome of the call in flight was in the ledger when this arbiter began
 
   Inside(UniqueFd fd, guard::Page& shared, Settings wanted, Record& kept)
@@ -313,14 +309,18 @@ void Hold::Inside::give_up_lost() {
 
 void Hold::Inside::recount_managed() {
   const std::uint64_t now = monotonic_ns();
-  std::erase_if(pending, [now](const Pending& one) { return one.until_ns < now; });
+  // With every place taken by a mapping just let through, others may be missing: nothing is known for certain.
+  if (std::all_of(std::begin(record.pending), std::end(record.pending),
+                  [now](const Pending& one) { return one.until_ns >= now; }))
+    return;
   std::vector<Event> changes;
   for (const auto& [number, process] : book().processes()) {
     if (process.managed == 0) continue;
     std::uint64_t bytes = processes.mapped_managed(number);
     if (bytes == ~0ULL) continue;
-    for (const auto& one : pending)
-      if (one.process == number) bytes = guard::add_saturating(bytes, one.bytes);
+    for (const auto& one : record.pending)
+      if (one.process == number && one.until_ns >= now) bytes = guard::add_saturating(bytes, one.bytes);
+    // Never more than was let through: what is pending may be among what is mapped.
     if (bytes < process.managed)
       changes.push_back({.kind = Kind::managed, .gpu = static_cast<std::uint8_t>(book().home_of(number)),
                          .process = number, .bytes = bytes});
@@ -769,8 +769,9 @@ void Hold::Inside::on_mmap(const Caller& caller, std::uint64_t length) {
   const auto process = book().processes().find(caller.process);
   const std::uint64_t before = process != book().processes().end() ? process->second.managed : 0;
   record.sequence = journal.sequence();
-  pending.push_back({caller.process, bytes, monotonic_ns() + 100'000'000});
-  if (pending.size() > 4096) pending.erase(pending.begin());
+  auto& place = *std::min_element(std::begin(record.pending), std::end(record.pending),
+                                  [](const Pending& a, const Pending& b) { return a.until_ns < b.until_ns; });
+  place = {.bytes = bytes, .until_ns = monotonic_ns() + pending_ns, .process = caller.process, .pad = 0};
   record.stage.store(Stage::performing, std::memory_order_release);
   apply({.kind = Kind::managed, .gpu = static_cast<std::uint8_t>(gpu), .process = caller.process,
          .bytes = guard::add_saturating(before, bytes)});

@@ -23,8 +23,15 @@ enum class Stage : std::uint32_t {
   answering,   // all is done and in the ledger; the caller has its answer or is about to
 };
 
+struct Pending {  // a managed mapping that was let through, and that the kernel may not have made yet
+  std::uint64_t bytes, until_ns;
+  std::uint32_t process, pad;
+};
+inline constexpr std::size_t most_pending = 256;
+
 struct Record {
   std::uint64_t magic;
+  Pending pending[most_pending];
   std::atomic<std::uint64_t> refused, escapes, self_set, beyond[ledger::max_gpus];
 
   // ---- the call in flight: there is one when call.arch != 0
