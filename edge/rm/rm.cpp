@@ -18,14 +18,22 @@ namespace {
 Error status_error(std::uint32_t command, std::uint32_t status) {
   Errc code = Errc::io;
   switch (status) {
-    case abi::err_insufficient_permissions: code = Errc::permission; break;
-    case abi::err_not_supported: code = Errc::unsupported; break;
+    case abi::err_insufficient_permissions:
+      code = Errc::permission;
+      break;
+    case abi::err_not_supported:
+      code = Errc::unsupported;
+      break;
     case abi::err_object_not_found:
     case abi::err_invalid_object_handle:
-    case abi::err_invalid_client: code = Errc::gone; break;
-    default: break;
+    case abi::err_invalid_client:
+      code = Errc::gone;
+      break;
+    default:
+      break;
   }
-  return Error(code, fmt::format("driver control {:#x}: RM status {:#x}", command, status), {}, static_cast<int>(status));
+  return Error(code, fmt::format("driver control {:#x}: RM status {:#x}", command, status), {},
+               static_cast<int>(status));
 }
 
 }  // namespace
@@ -35,7 +43,8 @@ Result<DriverFile> DriverFile::borrow(int pidfd, int fd) {
   if (got >= 0) return DriverFile(UniqueFd(static_cast<int>(got)));
   const int err = errno;
   if (err == ESRCH || err == EBADF)
-    return Error(Errc::gone, fmt::format("borrow driver file {}: the process or its file is gone", fd), {}, err);
+    return Error(Errc::gone, fmt::format("borrow driver file {}: the process or its file is gone", fd), {},
+                 err);
   auto error = errno_error(fmt::format("borrow driver file {}", fd), err);
   if (err == EPERM) return std::move(error).with_hint("run as root, or with CAP_SYS_PTRACE");
   return error;
@@ -72,8 +81,8 @@ Status DriverFile::set_timeslice_us(std::uint32_t client, std::uint32_t group, s
   return control(client, group, abi::cmd_group_set_timeslice, std::as_writable_bytes(std::span(&us, 1)));
 }
 
-Status DriverFile::set_channels(std::uint32_t client, std::uint32_t subdevice, std::span<const std::uint32_t> channels,
-                                bool on) const {
+Status DriverFile::set_channels(std::uint32_t client, std::uint32_t subdevice,
+                                std::span<const std::uint32_t> channels, bool on) const {
   constexpr std::size_t most = std::size(abi::DisableChannels{}.channels);
   while (!channels.empty()) {
     abi::DisableChannels call{};
@@ -82,7 +91,8 @@ Status DriverFile::set_channels(std::uint32_t client, std::uint32_t subdevice, s
     call.count = static_cast<std::uint32_t>(now.size());
     std::fill_n(call.clients, now.size(), client);
     std::copy(now.begin(), now.end(), call.channels);
-    BH_CHECK(control(client, subdevice, abi::cmd_disable_channels, std::as_writable_bytes(std::span(&call, 1))));
+    BH_CHECK(
+        control(client, subdevice, abi::cmd_disable_channels, std::as_writable_bytes(std::span(&call, 1))));
     channels = channels.subspan(now.size());
   }
   return ok_status();

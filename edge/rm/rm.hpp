@@ -1,6 +1,6 @@
-// NVIDIA's resource manager through a tenant's own open driver file: RM checks the file a call comes through, not the
-// caller, so a file borrowed with pidfd_getfd speaks for the tenant (H100, driver 580.159.04: measured; docs/design/sharing.md).
-// Thin calls, no choices.
+// NVIDIA's resource manager through a tenant's own open driver file: RM checks the file a call comes through,
+// not the caller, so a file borrowed with pidfd_getfd speaks for the tenant (H100, driver 580.159.04:
+// measured; docs/design/sharing.md). Thin calls, no choices.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,11 @@ class DriverFile {
   // An ioctl as the tenant would make it. 0 or -errno; RM's own status is inside `argument`.
   int perform(unsigned long request, void* argument) const;
   // NV_ESC_RM_CONTROL. `params` is read and written. Error's native() is RM's status.
-  Status control(std::uint32_t client, std::uint32_t object, std::uint32_t command, std::span<std::byte> params) const;
+  Status control(std::uint32_t client, std::uint32_t object, std::uint32_t command,
+                 std::span<std::byte> params) const;
 
-  // Microseconds of a channel group's slice. Takes effect at once once its channels were scheduled; set before that
-  // the driver accepts it and forgets it.
+  // Microseconds of a channel group's slice. Takes effect at once once its channels were scheduled; set
+  // before that the driver accepts it and forgets it.
   Result<std::uint64_t> timeslice_us(std::uint32_t client, std::uint32_t group) const;
   Status set_timeslice_us(std::uint32_t client, std::uint32_t group, std::uint64_t us) const;
   // Takes the channels off the GPU, or lets them on again. Disables nest. Any number of channels (64 a call).

@@ -25,14 +25,16 @@ namespace bulkhead::share {
 namespace {
 
 constexpr std::uint64_t us = 1000, ms = 1'000'000, second = 1'000'000'000;  // in ns
-constexpr std::uint64_t driver_default_slice_us = 2048;                     // read back in running processes (H100)
+constexpr std::uint64_t driver_default_slice_us = 2048;  // read back in running processes (H100)
 constexpr std::uint64_t audit_every = 100 * ms, stats_every = second, busy_every = second / 2;
 constexpr std::uint64_t assert_every = second;
 constexpr std::uint64_t idle_after = 2500 * ms;
-// The driver forgets a slice that is set before the channels are scheduled, and does not say when they are: a new
-// group's slice is set and read back at these delays after it was seen, then every second.
-constexpr std::uint64_t early_checks[] = {1 * ms, 2 * ms, 4 * ms, 8 * ms, 16 * ms, 32 * ms, 64 * ms, 128 * ms, 500 * ms};
-constexpr std::uint64_t beyond_tolerance = 4ULL << 20U;  // two driver granules: NVML and ledger are read at different moments
+// The driver forgets a slice that is set before the channels are scheduled, and does not say when they are: a
+// new group's slice is set and read back at these delays after it was seen, then every second.
+constexpr std::uint64_t early_checks[] = {1 * ms,  2 * ms,  4 * ms,   8 * ms,  16 * ms,
+                                          32 * ms, 64 * ms, 128 * ms, 500 * ms};
+constexpr std::uint64_t beyond_tolerance =
+    4ULL << 20U;  // two driver granules: NVML and ledger are read at different moments
 
 using GroupKey = std::pair<std::uint32_t, std::uint32_t>;  // client, handle: unique on the host
 
@@ -55,7 +57,8 @@ class Arbiter {
     if (duty_.listener) {
       BH_TRY(hold_, hold::Hold::make(std::move(duty_.listener), *duty_.page,
                                      {.root = place_.root, .memory = true, .inflight = duty_.inflight}));
-      for (const auto& group : hold_->groups()) (void)hold_->force_on(group);  // a predecessor may have died in mid-turn
+      for (const auto& group : hold_->groups())
+        (void)hold_->force_on(group);  // a predecessor may have died in mid-turn
     }
     watch_.reset(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
     if (!watch_ || ::inotify_add_watch(watch_.get(), place_.run_dir().c_str(), IN_MOVED_TO | IN_DELETE) < 0)
@@ -92,7 +95,8 @@ class Arbiter {
       timeout.tv_sec = static_cast<time_t>((until - now) / second);
       timeout.tv_nsec = static_cast<long>((until - now) % second);
     }
-    if (::ppoll(wait, count, &timeout, nullptr) < 0 && errno != EINTR) return errno_error("arbiter: poll", errno);
+    if (::ppoll(wait, count, &timeout, nullptr) < 0 && errno != EINTR)
+      return errno_error("arbiter: poll", errno);
 
     if (hold_) {
       if (auto pumped = hold_->pump(); !pumped.ok()) {
@@ -108,7 +112,8 @@ class Arbiter {
     }
     if ((wait[0].revents & POLLIN) != 0) {
       char events[4096];
-      while (::read(watch_.get(), events, sizeof events) > 0) {}
+      while (::read(watch_.get(), events, sizeof events) > 0) {
+      }
       reload(now);
     }
     if (auditor_) audited(now);
@@ -217,7 +222,8 @@ class Arbiter {
       for (const auto& group : hold_->groups()) {
         auto& state = groups_[{group.client, group.handle}];
         const auto* line = line_on(group.gpu);
-        const auto parts = line != nullptr ? sharing::group_line(*line, busy_groups(group.gpu), costs_) : sharing::GroupLine{};
+        const auto parts = line != nullptr ? sharing::group_line(*line, busy_groups(group.gpu), costs_)
+                                           : sharing::GroupLine{};
         const std::uint64_t wanted = costs_.slices_obeyed ? parts.slice_us : 0;
         if (wanted == state.wanted_us) continue;
         state.wanted_us = wanted;
@@ -238,8 +244,8 @@ class Arbiter {
     return nullptr;
   }
 
-  // The GPU's scheduler gives each group a slice, whoever owns it: a tenant's busy groups divide the tenant's. NVML
-  // tells by process who had work lately; until it has said anything, every group counts.
+  // The GPU's scheduler gives each group a slice, whoever owns it: a tenant's busy groups divide the
+  // tenant's. NVML tells by process who had work lately; until it has said anything, every group counts.
   bool idle(const hold::Group& group) const {
     const auto known = process_busy_.find(group.pid);
     return known != process_busy_.end() && known->second.share < sharing::idle_below;
@@ -256,7 +262,8 @@ class Arbiter {
     next_moment_ns_ = UINT64_MAX;
     if (!hold_) {
       sharing::Moment moment;
-      if (const auto plan = plans_.find(0); plan != plans_.end()) moment = sharing::at(plan->second, asked_.id, now);
+      if (const auto plan = plans_.find(0); plan != plans_.end())
+        moment = sharing::at(plan->second, asked_.id, now);
       next_moment_ns_ = moment.until_ns;
       const std::uint32_t gate = moment.on && !paused_ ? 0 : 1;
       if (duty_.page->gate.exchange(gate, std::memory_order_release) != gate && gate == 0)
@@ -295,8 +302,9 @@ class Arbiter {
     for (const auto& group : hold_->groups()) {
       auto& state = groups_[{group.client, group.handle}];
       if (now < state.next_check_ns) continue;
-      state.next_check_ns =
-          state.checks < std::size(early_checks) ? state.seen_ns + early_checks[state.checks] : now + assert_every;
+      state.next_check_ns = state.checks < std::size(early_checks)
+                                ? state.seen_ns + early_checks[state.checks]
+                                : now + assert_every;
       if (state.next_check_ns <= now) state.next_check_ns = now + ms;
       ++state.checks;
       if (state.wanted_us == 0) {
@@ -316,9 +324,11 @@ class Arbiter {
         }
         continue;
       }
-      // libcuda sets a slice of its own once, while it makes the group; later it was the tenant, or somebody beside us.
+      // libcuda sets a slice of its own once, while it makes the group; later it was the tenant, or somebody
+      // beside us.
       if (state.settled && now - state.seen_ns > 2 * second) ++reasserted_;
-      if (auto set = hold_->set_slice_us(group, state.wanted_us); !set.ok() && set.error().code() != Errc::gone)
+      if (auto set = hold_->set_slice_us(group, state.wanted_us);
+          !set.ok() && set.error().code() != Errc::gone)
         trouble(set.error().message());
     }
     if (dirty_) publish();
@@ -338,7 +348,8 @@ class Arbiter {
       for (const auto& process : hold_->processes()) ours.insert(process.pid);
     else
       for (const auto& slot : duty_.page->slots)
-        if (const auto owner = slot.owner.load(std::memory_order_relaxed)) ours.insert(static_cast<int>(owner >> 32U));
+        if (const auto owner = slot.owner.load(std::memory_order_relaxed))
+          ours.insert(static_cast<int>(owner >> 32U));
     std::uint64_t beyond = 0;
     for (const auto& [gpu, pids] : seen->bytes) {
       std::uint64_t held = 0;
@@ -349,7 +360,8 @@ class Arbiter {
         known = hold_->used(gpu) - std::min(hold_->used(gpu), hold_->managed(gpu));
       } else if (gpu < guard::max_gpus) {
         for (const auto& slot : duty_.page->slots)
-          if (slot.owner.load(std::memory_order_relaxed) != 0) known += slot.used[gpu].load(std::memory_order_relaxed);
+          if (slot.owner.load(std::memory_order_relaxed) != 0)
+            known += slot.used[gpu].load(std::memory_order_relaxed);
       }
       const std::uint64_t more = held > known + beyond_tolerance ? held - known : 0;
       // Twice in a row: an allocation between the two readings is no escape.
@@ -365,8 +377,8 @@ class Arbiter {
     if (beyond_ != beyond) dirty_ = true;
     beyond_ = beyond;
     if (seen->with_busy) {
-      // About a second of memory: long enough not to call one burst busy, short enough to end a takeover. A process that
-      // NVML has no sample of did nothing.
+      // About a second of memory: long enough not to call one burst busy, short enough to end a takeover. A
+      // process that NVML has no sample of did nothing.
       constexpr double weight = 0.35;
       std::erase_if(process_busy_, [&](const auto& one) { return !ours.contains(one.first); });
       double sum = 0;
@@ -377,9 +389,12 @@ class Arbiter {
         auto& known = entry->second;
         if (!fresh) known.share += weight * (now_busy - known.share);
         if (now_busy > 0) known.worked_ns = now;
-        // Nothing for longer than a round of turns can last: idle. Until then it counts as having work, however little.
-        if (now - known.worked_ns > idle_after) known.share = 0;
-        else known.share = std::max(known.share, 2 * sharing::idle_below);
+        // Nothing for longer than a round of turns can last: idle. Until then it counts as having work,
+        // however little.
+        if (now - known.worked_ns > idle_after)
+          known.share = 0;
+        else
+          known.share = std::max(known.share, 2 * sharing::idle_below);
         sum += known.share;
       }
       const double busy = std::min(sum, 1.0);
@@ -398,7 +413,9 @@ class Arbiter {
     const auto what = fmt::format("{} MiB of device memory against a cap of {} MiB", bytes >> 20U,
                                   to_mebibytes(*asked_.memory));
     switch (asked_.on_escape) {
-      case OnEscape::report: trouble(what + ": reported only (--on-escape)"); return;
+      case OnEscape::report:
+        trouble(what + ": reported only (--on-escape)");
+        return;
       case OnEscape::pause:
         paused_ = true;
         trouble(what + ": paused (--on-escape pause)");
@@ -470,7 +487,8 @@ class Arbiter {
       now.refused += dead_refused_;
       now.self_set += dead_self_set_;
       now.used = Bytes(slots_used_);
-      if (gated_running_) now.groups.push_back({.pid = duty_.program, .gpu = 0, .on = duty_.page->gate.load() == 0});
+      if (gated_running_)
+        now.groups.push_back({.pid = duty_.program, .gpu = 0, .on = duty_.page->gate.load() == 0});
     }
     now.reasserted = reasserted_;
     now.in_force_us = in_force_us_;
@@ -523,7 +541,8 @@ void set_free(const Place& place, const Tenant& dead) {
     const auto file = rm::DriverFile::borrow(pidfd.get(), group.fd);
     if (!file.ok()) continue;
     constexpr int most_nested = 8;  // enabling a group that runs does nothing; disables nest
-    for (int i = 0; i < most_nested; ++i) (void)file->set_channels(group.client, group.subdevice, group.channels, true);
+    for (int i = 0; i < most_nested; ++i)
+      (void)file->set_channels(group.client, group.subdevice, group.channels, true);
     (void)file->set_timeslice_us(group.client, group.handle, driver_default_slice_us);
   }
   (void)place;

@@ -1,4 +1,5 @@
-// One tenant's arbiter: a process that holds the tenant, computes the host's plan and carries out its own line.
+// One tenant's arbiter: a process that holds the tenant, computes the host's plan and carries out its own
+// line.
 #pragma once
 
 #include "base/fd.hpp"
@@ -19,10 +20,12 @@ struct Duty {
   UniqueFd program_gone;     // pidfd of it
 };
 
-// Runs until the tenant has no process left; then the registry's files are gone. An error: what made it impossible.
+// Runs until the tenant has no process left; then the registry's files are gone. An error: what made it
+// impossible.
 Status arbitrate(Duty duty);
 
-// What both sides of a plan do with a group whose tenant has nobody left: back on the GPU with the driver's own slice.
+// What both sides of a plan do with a group whose tenant has nobody left: back on the GPU with the driver's
+// own slice.
 void set_free(const Place& place, const Tenant& dead);
 
 }  // namespace bulkhead::share

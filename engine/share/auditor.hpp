@@ -1,4 +1,5 @@
-// Asks NVML, on a thread of its own, what the ledger cannot know: a driver call that hangs must not hold up a tenant.
+// Asks NVML, on a thread of its own, what the ledger cannot know: a driver call that hangs must not hold up a
+// tenant.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +17,11 @@ class Auditor {
 
   struct Seen {
     std::map<std::uint32_t, std::map<int, std::uint64_t>> bytes;  // GPU index -> pid -> device memory
-    bool with_busy = false;      // `busy` was asked for, and the driver can say
-    std::map<int, double> busy;  // pid -> mean share of a GPU's time over the samples since the last look, 0..1
-    std::string trouble;         // why there is nothing
-    std::uint64_t number = 0;    // of the look
+    bool with_busy = false;  // `busy` was asked for, and the driver can say
+    std::map<int, double>
+        busy;                  // pid -> mean share of a GPU's time over the samples since the last look, 0..1
+    std::string trouble;       // why there is nothing
+    std::uint64_t number = 0;  // of the look
   };
   // Wakes the thread, at most one look at a time. Results are signalled on fd().
   void look(bool with_busy);

@@ -29,7 +29,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int arbiter_restarts = 20;  // in a row without a second between them: then something is wrong for good
+constexpr int arbiter_restarts =
+    20;  // in a row without a second between them: then something is wrong for good
 
 struct Account {
   uid_t uid = 0;
@@ -57,7 +58,8 @@ Result<Shared> shared_memory(const char* name, std::size_t bytes) {
   Shared out;
   out.fd.reset(static_cast<int>(::syscall(SYS_memfd_create, name, MFD_CLOEXEC | MFD_ALLOW_SEALING)));
   if (!out.fd) return errno_error("memfd_create", errno);
-  if (::ftruncate(out.fd.get(), static_cast<off_t>(bytes)) != 0) return errno_error("size the shared page", errno);
+  if (::ftruncate(out.fd.get(), static_cast<off_t>(bytes)) != 0)
+    return errno_error("size the shared page", errno);
   if (::fcntl(out.fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
     return errno_error("seal the shared page", errno);
   out.memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, out.fd.get(), 0);
@@ -69,10 +71,10 @@ Result<Shared> shared_memory(const char* name, std::size_t bytes) {
 struct Child {
   const char* const* argv;
   const char* const* environment;
-  const char* program;     // resolved path
-  int socket;              // sends the listener; gets a byte when the arbiter is there
-  int failed;              // close-on-exec: errno of what failed
-  int page;                // inherited by the guard; -1: none
+  const char* program;  // resolved path
+  int socket;           // sends the listener; gets a byte when the arbiter is there
+  int failed;           // close-on-exec: errno of what failed
+  int page;             // inherited by the guard; -1: none
   bool listen;
   const Account* account;
 };
@@ -95,8 +97,8 @@ struct Child {
   char go = 0;
   if (::read(child.socket, &go, 1) != 1) ::_exit(127);
   if (child.account != nullptr) {
-    if (::initgroups(child.account->name.c_str(), child.account->gid) != 0 || ::setgid(child.account->gid) != 0 ||
-        ::setuid(child.account->uid) != 0)
+    if (::initgroups(child.account->name.c_str(), child.account->gid) != 0 ||
+        ::setgid(child.account->gid) != 0 || ::setuid(child.account->uid) != 0)
       give_up(errno);
   }
   if (child.page >= 0 && ::fcntl(child.page, F_SETFD, 0) != 0) give_up(errno);
@@ -120,7 +122,8 @@ Result<std::string> find_program(const std::string& name) {
     const auto full = fmt::format("{}/{}", dir.empty() ? "." : dir, name);
     if (usable(full)) return full;
   }
-  return Error(Errc::not_found, fmt::format("{}: not found in PATH", name), "put the program after --, with its path");
+  return Error(Errc::not_found, fmt::format("{}: not found in PATH", name),
+               "put the program after --, with its path");
 }
 
 std::vector<std::string> environment_for(const Run& request, int page) {
@@ -153,8 +156,9 @@ std::vector<const char*> pointers(const std::vector<std::string>& words) {
   return out;
 }
 
-// The GPU's MPS server, started when it is not there. Its clients share one context on the GPU: more throughput, and one
-// client's fault ends the others (CUDA MPS manual, "Memory protection and error containment").
+// The GPU's MPS server, started when it is not there. Its clients share one context on the GPU: more
+// throughput, and one client's fault ends the others (CUDA MPS manual, "Memory protection and error
+// containment").
 Result<std::vector<std::string>> join_mps(const Place& place, const Asked& asked) {
   const auto dir = place.run_dir() / ("mps-" + asked.gpu);
   std::error_code failed;
@@ -171,16 +175,19 @@ Result<std::vector<std::string>> join_mps(const Place& place, const Asked& asked
     const pid_t pid = ::fork();
     if (pid < 0) return errno_error("fork", errno);
     if (pid == 0) {
-      ::execve(control.c_str(), const_cast<char* const*>(argv.data()), const_cast<char* const*>(environment.data()));
+      ::execve(control.c_str(), const_cast<char* const*>(argv.data()),
+               const_cast<char* const*>(environment.data()));
       ::_exit(127);
     }
     int status = 0;
     if (::waitpid(pid, &status, 0) != pid || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
-      return Error(Errc::unavailable, fmt::format("{} -d did not start", control), fmt::format("its log: {}", (dir / "log").string()));
+      return Error(Errc::unavailable, fmt::format("{} -d did not start", control),
+                   fmt::format("its log: {}", (dir / "log").string()));
   }
-  std::vector<std::string> out = {words[0], words[1],
-                                  fmt::format("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE={}", std::min(asked.weight, 100U))};
-  if (asked.memory) out.push_back(fmt::format("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0={}M", to_mebibytes(*asked.memory)));
+  std::vector<std::string> out = {
+      words[0], words[1], fmt::format("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE={}", std::min(asked.weight, 100U))};
+  if (asked.memory)
+    out.push_back(fmt::format("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0={}M", to_mebibytes(*asked.memory)));
   return out;
 }
 
@@ -193,7 +200,8 @@ Result<int> run(const Place& place, Run request) {
   const bool listen = !request.guard && !request.asked.mps;
   request.asked.held = listen;
   if (request.asked.name.empty())
-    request.asked.name = printable(fmt::format("{}-{}", fs::path(program).filename().string(), ::getpid()), 64);
+    request.asked.name =
+        printable(fmt::format("{}-{}", fs::path(program).filename().string(), ::getpid()), 64);
   BH_TRY(auto entry, Entry::enter(place, request.asked));
 
   auto started = [&]() -> Result<int> {
@@ -203,11 +211,13 @@ Result<int> run(const Place& place, Run request) {
     page->version = guard::wire_version;
     page->tenant = request.asked.id;
     for (auto& cap : page->cap) cap.store(request.asked.memory ? request.asked.memory->count : guard::no_cap);
-    page->authority.store(static_cast<std::uint32_t>(request.guard ? guard::Authority::guard : guard::Authority::hold));
+    page->authority.store(
+        static_cast<std::uint32_t>(request.guard ? guard::Authority::guard : guard::Authority::hold));
     BH_TRY(const auto inflight, hold::make_inflight());
 
     int sockets[2], failed[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0) return errno_error("socketpair", errno);
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0)
+      return errno_error("socketpair", errno);
     UniqueFd ours(sockets[0]), theirs(sockets[1]);
     if (::pipe2(failed, O_CLOEXEC) != 0) return errno_error("pipe", errno);
     UniqueFd failed_read(failed[0]), failed_write(failed[1]);
@@ -242,7 +252,8 @@ Result<int> run(const Place& place, Run request) {
       ::waitpid(tenant, nullptr, 0);
       if (!said) return Error(Errc::io, "the program ended before it started");
       auto error = errno_error(fmt::format("start {}", program), err);
-      if (err == EPERM || err == EACCES) return std::move(error).with_hint("run as root, or with CAP_SYS_ADMIN");
+      if (err == EPERM || err == EACCES)
+        return std::move(error).with_hint("run as root, or with CAP_SYS_ADMIN");
       return error;
     };
     UniqueFd listener;
@@ -263,7 +274,8 @@ Result<int> run(const Place& place, Run request) {
       failed_read.reset();
       Duty duty{.place = place,
                 .asked = request.asked,
-                .entry = Entry::adopt(place.run_dir(), request.asked.id, UniqueFd(::fcntl(entry.lock(), F_DUPFD_CLOEXEC, 3))),
+                .entry = Entry::adopt(place.run_dir(), request.asked.id,
+                                      UniqueFd(::fcntl(entry.lock(), F_DUPFD_CLOEXEC, 3))),
                 .listener = listener ? UniqueFd(::fcntl(listener.get(), F_DUPFD_CLOEXEC, 3)) : UniqueFd(),
                 .page = page,
                 .program = tenant,

@@ -24,14 +24,19 @@ constexpr std::size_t most_groups = 1024, most_processes = 4096, most_words = 64
 
 std::string_view name_of(OnEscape what) {
   switch (what) {
-    case OnEscape::report: return "report";
-    case OnEscape::pause: return "pause";
-    case OnEscape::end: return "end";
+    case OnEscape::report:
+      return "report";
+    case OnEscape::pause:
+      return "pause";
+    case OnEscape::end:
+      return "end";
   }
   return "report";
 }
 
-Error bad(std::string_view field) { return Error(Errc::corrupt, fmt::format("registry: field {} is not what it should be", field)); }
+Error bad(std::string_view field) {
+  return Error(Errc::corrupt, fmt::format("registry: field {} is not what it should be", field));
+}
 
 // Unsigned numbers from a document that anything may have written.
 std::optional<std::uint64_t> number(const Json& json, const char* key) {
@@ -67,7 +72,10 @@ fs::path file(const Place& place, std::uint64_t id, const char* kind) {
 }  // namespace
 
 Json to_json(const Asked& asked) {
-  Json out{{"id", asked.id}, {"name", asked.name}, {"class", sharing::name_of(asked.cls)}, {"weight", asked.weight}};
+  Json out{{"id", asked.id},
+           {"name", asked.name},
+           {"class", sharing::name_of(asked.cls)},
+           {"weight", asked.weight}};
   if (asked.ceiling) out["ceilingPercent"] = *asked.ceiling;
   if (asked.latency_us) out["latencyMicroseconds"] = *asked.latency_us;
   if (asked.memory) out["memoryBytes"] = asked.memory->count;
@@ -104,7 +112,8 @@ Result<Asked> asked_from(const Json& json) {
   if (const auto at = json.find("mps"); at != json.end() && at->is_boolean()) out.mps = at->get<bool>();
   if (const auto at = json.find("command"); at != json.end() && at->is_array())
     for (const auto& word : *at)
-      if (word.is_string() && out.command.size() < most_words) out.command.push_back(printable(word.get<std::string>(), 256));
+      if (word.is_string() && out.command.size() < most_words)
+        out.command.push_back(printable(word.get<std::string>(), 256));
   return out;
 }
 
@@ -121,11 +130,16 @@ Json to_json(const Now& now) {
                       {"fd", group.fd},
                       {"sliceMicroseconds", group.slice_us},
                       {"on", group.on}});
-  Json out{{"arbiter", now.arbiter},   {"program", now.program},
-           {"processes", now.processes}, {"groups", std::move(groups)},
-           {"usedBytes", now.used.count}, {"managedBytes", now.managed.count},
-           {"refused", now.refused},   {"escapes", now.escapes},
-           {"selfSet", now.self_set},  {"reasserted", now.reasserted},
+  Json out{{"arbiter", now.arbiter},
+           {"program", now.program},
+           {"processes", now.processes},
+           {"groups", std::move(groups)},
+           {"usedBytes", now.used.count},
+           {"managedBytes", now.managed.count},
+           {"refused", now.refused},
+           {"escapes", now.escapes},
+           {"selfSet", now.self_set},
+           {"reasserted", now.reasserted},
            {"inForceMicroseconds", now.in_force_us}};
   if (now.busy) out["busy"] = *now.busy;
   out["offMicroseconds"] = now.off_cost_us;
@@ -146,7 +160,8 @@ Result<Now> now_from(const Json& json) {
   out.program = pid(json, "program");
   if (const auto at = json.find("processes"); at != json.end() && at->is_array())
     for (const auto& one : *at)
-      if (one.is_number_unsigned() && one.get<std::uint64_t>() <= 0x7fffffff && out.processes.size() < most_processes)
+      if (one.is_number_unsigned() && one.get<std::uint64_t>() <= 0x7fffffff &&
+          out.processes.size() < most_processes)
         out.processes.push_back(one.get<int>());
   if (const auto at = json.find("groups"); at != json.end() && at->is_array()) {
     for (const auto& one : *at) {
@@ -154,7 +169,9 @@ Result<Now> now_from(const Json& json) {
       GroupNow group;
       group.pid = pid(one, "pid");
       group.start_time = number(one, "startTime").value_or(0);
-      const auto small = [&](const char* key) { return static_cast<std::uint32_t>(number(one, key).value_or(0)); };
+      const auto small = [&](const char* key) {
+        return static_cast<std::uint32_t>(number(one, key).value_or(0));
+      };
       group.gpu = small("gpu");
       group.client = small("client");
       group.subdevice = small("subdevice");
@@ -163,7 +180,8 @@ Result<Now> now_from(const Json& json) {
         for (const auto& channel : *channels)
           if (channel.is_number_unsigned() && group.channels.size() < most_groups)
             group.channels.push_back(channel.get<std::uint32_t>());
-      if (const auto fd = one.find("fd"); fd != one.end() && fd->is_number_integer()) group.fd = fd->get<int>();
+      if (const auto fd = one.find("fd"); fd != one.end() && fd->is_number_integer())
+        group.fd = fd->get<int>();
       group.slice_us = number(one, "sliceMicroseconds").value_or(0);
       if (const auto on = one.find("on"); on != one.end() && on->is_boolean()) group.on = on->get<bool>();
       out.groups.push_back(std::move(group));
@@ -182,7 +200,8 @@ Result<Now> now_from(const Json& json) {
   if (const auto beyond = number(json, "beyondBytes")) out.beyond = Bytes(*beyond);
   if (const auto at = json.find("troubles"); at != json.end() && at->is_array())
     for (const auto& one : *at)
-      if (one.is_string() && out.troubles.size() < most_words) out.troubles.push_back(printable(one.get<std::string>(), 512));
+      if (one.is_string() && out.troubles.size() < most_words)
+        out.troubles.push_back(printable(one.get<std::string>(), 512));
   return out;
 }
 
@@ -195,15 +214,18 @@ Result<Entry> Entry::enter(const Place& place, const Asked& asked) {
     if (error.code() == Errc::permission) return std::move(error).with_hint("run as root");
     return error;
   }
-  // Names are unique among the living. Two launchers with one name at the same moment: the directory's lock decides.
+  // Names are unique among the living. Two launchers with one name at the same moment: the directory's lock
+  // decides.
   UniqueFd all(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!all || ::flock(all.get(), LOCK_EX) != 0) return errno_error(fmt::format("lock {}", dir.string()), errno);
+  if (!all || ::flock(all.get(), LOCK_EX) != 0)
+    return errno_error(fmt::format("lock {}", dir.string()), errno);
   std::size_t living = 0;
   for (const auto& other : read_all(place)) {
     if (!other.alive) continue;
     ++living;
     if (other.asked.name == asked.name)
-      return Error(Errc::in_use, fmt::format("a tenant named {} is running (id {})", asked.name, other.asked.id),
+      return Error(Errc::in_use,
+                   fmt::format("a tenant named {} is running (id {})", asked.name, other.asked.id),
                    "give another --name, or see `bulkhead share list`");
   }
   if (living >= most_tenants) return Error(Errc::no_capacity, fmt::format("{} tenants run already", living));
@@ -222,7 +244,8 @@ Status Entry::write(const Now& now) const {
 }
 
 void Entry::leave() {
-  for (const char* kind : {".json", ".now.json", ".lock"}) ::unlink((dir_ / fmt::format("{}{}", id_, kind)).c_str());
+  for (const char* kind : {".json", ".now.json", ".lock"})
+    ::unlink((dir_ / fmt::format("{}{}", id_, kind)).c_str());
 }
 
 Status write_asked(const Place& place, const Asked& asked) {
@@ -292,15 +315,18 @@ GpuPlan plan_of(const std::vector<Tenant>& all, std::uint32_t gpu, const sharing
     const bool running = std::any_of(tenant.now->groups.begin(), tenant.now->groups.end(),
                                      [&](const GroupNow& group) { return group.gpu == gpu; });
     if (!running) continue;
-    // A tenant that is only gated knows no slices: with it on the GPU everybody takes turns, each with its own tool.
+    // A tenant that is only gated knows no slices: with it on the GPU everybody takes turns, each with its
+    // own tool.
     if (!tenant.asked.held) turns_possible = true, here.slices_obeyed = false;
     if (tenant.asked.cls == sharing::Class::interactive) turns_possible = true;
     present.push_back(&tenant);
   }
   for (const auto* tenant : present) {
-    // Slices cost an idle tenant's neighbours nothing; a turn would be nobody's. So where there may be turns, who had no
-    // work for seconds is left out: always on, with a slice that is safe in any company, until NVML sees it work again.
-    const bool idle = turns_possible && tenant->asked.cls != sharing::Class::interactive && tenant->now->busy == 0.0;
+    // Slices cost an idle tenant's neighbours nothing; a turn would be nobody's. So where there may be turns,
+    // who had no work for seconds is left out: always on, with a slice that is safe in any company, until
+    // NVML sees it work again.
+    const bool idle =
+        turns_possible && tenant->asked.cls != sharing::Class::interactive && tenant->now->busy == 0.0;
     out.tenants.push_back({.id = tenant->asked.id,
                            .cls = tenant->asked.cls,
                            .weight = tenant->asked.weight,

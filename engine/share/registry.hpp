@@ -1,6 +1,7 @@
-// The registry: one directory, three files a tenant. ID.lock is held (flock) by the launcher and its arbiter and tells who
-// lives; ID.json is what was asked; ID.now.json is what is so. Each of the two has one writer at a time and is
-// replaced whole. Everything read back is checked: the directory is root's, but an older version may have written it.
+// The registry: one directory, three files a tenant. ID.lock is held (flock) by the launcher and its arbiter
+// and tells who lives; ID.json is what was asked; ID.now.json is what is so. Each of the two has one writer
+// at a time and is replaced whole. Everything read back is checked: the directory is root's, but an older
+// version may have written it.
 #pragma once
 
 #include "base/fd.hpp"
@@ -12,7 +13,8 @@ inline constexpr std::size_t most_tenants = 256;
 
 class Entry {  // one's own
  public:
-  // Makes the directory and the files. Errc::permission: not root. Errc::in_use: that name is taken by a live tenant.
+  // Makes the directory and the files. Errc::permission: not root. Errc::in_use: that name is taken by a live
+  // tenant.
   static Result<Entry> enter(const Place& place, const Asked& asked);
   static Entry adopt(std::filesystem::path dir, std::uint64_t id, UniqueFd lock) {
     return Entry(std::move(dir), id, std::move(lock));

@@ -66,22 +66,25 @@ struct Cuda {
   Status open() {
     void* library = ::dlopen("libcuda.so.1", RTLD_NOW);
     if (library == nullptr)
-      return Error(Errc::unavailable, fmt::format("libcuda.so.1: {}", ::dlerror()), "install the NVIDIA driver's CUDA library");
+      return Error(Errc::unavailable, fmt::format("libcuda.so.1: {}", ::dlerror()),
+                   "install the NVIDIA driver's CUDA library");
     const auto get = [&](auto& slot, const char* name) {
       slot = reinterpret_cast<std::remove_reference_t<decltype(slot)>>(::dlsym(library, name));
       return slot != nullptr;
     };
     if (get(init, "cuInit") && get(device, "cuDeviceGet") && get(retain, "cuDevicePrimaryCtxRetain") &&
-        get(use, "cuCtxSetCurrent") && get(load, "cuModuleLoadData") && get(function, "cuModuleGetFunction") &&
-        get(launch, "cuLaunchKernel") && get(sync, "cuCtxSynchronize") && get(event_create, "cuEventCreate") &&
-        get(event_record, "cuEventRecord") && get(event_sync, "cuEventSynchronize") && get(allocate, "cuMemAlloc_v2"))
+        get(use, "cuCtxSetCurrent") && get(load, "cuModuleLoadData") &&
+        get(function, "cuModuleGetFunction") && get(launch, "cuLaunchKernel") &&
+        get(sync, "cuCtxSynchronize") && get(event_create, "cuEventCreate") &&
+        get(event_record, "cuEventRecord") && get(event_sync, "cuEventSynchronize") &&
+        get(allocate, "cuMemAlloc_v2"))
       return ok_status();
     return Error(Errc::unsupported, "libcuda.so.1 lacks an entry point of CUDA 4");
   }
 };
 
-// A fixed amount of dependent work, not of time: a kernel that watched a clock would end on time whoever has the GPU.
-// The kernel's name tells the twin how long it lasts.
+// A fixed amount of dependent work, not of time: a kernel that watched a clock would end on time whoever has
+// the GPU. The kernel's name tells the twin how long it lasts.
 constexpr const char* spin_ptx = R"(.version 6.0
 .target sm_50
 .address_size 64
@@ -157,8 +160,9 @@ Status spin_for_real(const BoardFile& board, std::uint64_t allocate, bool& refus
 
 class Spinner {  // a tenant that runs `bulkhead share spin`
  public:
-  static Result<Spinner> start(const Place& place, const std::string& gpu, std::string name, const fs::path& dir,
-                               std::optional<Bytes> cap, std::uint64_t allocate, std::uint64_t rounds = 0) {
+  static Result<Spinner> start(const Place& place, const std::string& gpu, std::string name,
+                               const fs::path& dir, std::optional<Bytes> cap, std::uint64_t allocate,
+                               std::uint64_t rounds = 0) {
     const auto path = dir / name;
     BH_TRY(auto board, BoardFile::open(path));
     board->rounds.store(rounds);
@@ -221,8 +225,9 @@ std::optional<sharing::Costs> remembered_costs(const Place& place) {
   };
   const auto cost = [&](const char* key, std::uint64_t otherwise) {
     const auto at = json->find(key);
-    return at != json->end() && at->is_number_unsigned() && at->get<std::uint64_t>() <= 100'000 ? at->get<std::uint64_t>()
-                                                                                             : otherwise;
+    return at != json->end() && at->is_number_unsigned() && at->get<std::uint64_t>() <= 100'000
+               ? at->get<std::uint64_t>()
+               : otherwise;
   };
   costs.slices_obeyed = flag("slices", true);
   costs.pauses_obeyed = flag("pauses", true);
@@ -244,7 +249,8 @@ int spin(std::uint64_t allocate, const fs::path& path) {
   return refused ? 3 : 0;
 }
 
-Result<SelfTest> selftest(const Place& place, const std::string& gpu, const std::function<void(std::string_view)>& say) {
+Result<SelfTest> selftest(const Place& place, const std::string& gpu,
+                          const std::function<void(std::string_view)>& say) {
   SelfTest out;
   std::error_code failed;
   const auto dir = place.run_dir() / fmt::format("selftest-{}", ::getpid());
@@ -336,7 +342,9 @@ Result<SelfTest> selftest(const Place& place, const std::string& gpu, const std:
   out.memory = bomb.finish() == 3;
 
   if (!out.slices) out.notes.push_back("this driver does not obey time slices: shares are held by turns");
-  if (!out.pauses) out.notes.push_back("this driver does not obey pauses: ceilings and turns need the guard's gate (share run --guard)");
+  if (!out.pauses)
+    out.notes.push_back(
+        "this driver does not obey pauses: ceilings and turns need the guard's gate (share run --guard)");
   if (!out.memory) out.notes.push_back("the memory cap did not hold");
   BH_CHECK(write_file_quick(remembered_path(place), dump(Json{{"slices", out.slices},
                                                               {"pauses", out.pauses},

@@ -34,7 +34,8 @@ Result<Asked> set(const Place& place, std::string_view who, const std::function<
   for (auto& tenant : all)
     if (tenant.alive && (tenant.asked.name == who || std::to_string(tenant.asked.id) == who)) found = &tenant;
   if (found == nullptr)
-    return Error(Errc::not_found, fmt::format("no tenant {} is running", printable(who, 64)), "bulkhead share list");
+    return Error(Errc::not_found, fmt::format("no tenant {} is running", printable(who, 64)),
+                 "bulkhead share list");
   BH_CHECK(change(found->asked));
   const auto costs = remembered_costs(place).value_or(sharing::Costs{});
   if (found->now) {
@@ -43,7 +44,8 @@ Result<Asked> set(const Place& place, std::string_view who, const std::function<
     for (const auto gpu : gpus) {
       const auto here = plan_of(all, gpu, costs);
       if (!here.plan.refused.empty())
-        return Error(Errc::invalid, here.plan.refused.front(), "nothing was changed; `bulkhead share list` shows who runs");
+        return Error(Errc::invalid, here.plan.refused.front(),
+                     "nothing was changed; `bulkhead share list` shows who runs");
     }
   }
   BH_CHECK(write_asked(place, found->asked));
@@ -54,8 +56,9 @@ Result<std::string> choose_gpu(const Place& place, std::string_view wanted) {
   const auto dir = place.root / "proc/driver/nvidia/gpus";
   const auto addresses = list_directory(dir);  // sorted by PCI address, as NVML's indices are
   if (!addresses.ok() || addresses->empty())
-    return Error(Errc::unavailable, fmt::format("no GPU in {}", dir.string()),
-                 "load the NVIDIA driver, or try it on a twin: bulkhead twin run dgx-h100 -- bulkhead share selftest");
+    return Error(
+        Errc::unavailable, fmt::format("no GPU in {}", dir.string()),
+        "load the NVIDIA driver, or try it on a twin: bulkhead twin run dgx-h100 -- bulkhead share selftest");
   std::vector<std::string> uuids;
   for (const auto& address : *addresses) {
     BH_TRY(const auto text, read_file(dir / address / "information", 65536));
@@ -68,23 +71,29 @@ Result<std::string> choose_gpu(const Place& place, std::string_view wanted) {
     } else if (std::find(uuids.begin(), uuids.end(), wanted) != uuids.end()) {
       return std::string(wanted);
     }
-    return Error(Errc::not_found, fmt::format("no GPU {}: this host has {}", printable(wanted, 64), uuids.size()), "bulkhead inventory");
+    return Error(Errc::not_found,
+                 fmt::format("no GPU {}: this host has {}", printable(wanted, 64), uuids.size()),
+                 "bulkhead inventory");
   }
   if (uuids.empty()) return Error(Errc::corrupt, fmt::format("{}: no GPU UUID there", dir.string()));
   const auto tenants = read_all(place);
   const auto on = [&](const std::string& uuid) {
-    return std::count_if(tenants.begin(), tenants.end(), [&](const Tenant& t) { return t.alive && t.asked.gpu == uuid; });
+    return std::count_if(tenants.begin(), tenants.end(),
+                         [&](const Tenant& t) { return t.alive && t.asked.gpu == uuid; });
   };
-  return *std::min_element(uuids.begin(), uuids.end(), [&](const auto& a, const auto& b) { return on(a) < on(b); });
+  return *std::min_element(uuids.begin(), uuids.end(),
+                           [&](const auto& a, const auto& b) { return on(a) < on(b); });
 }
 
 Result<std::string> find_guard() {
   std::error_code failed;
   const auto self = std::filesystem::read_symlink("/proc/self/exe", failed);
   if (failed) return errno_error("read /proc/self/exe", failed.value());
-  for (const auto& path : {self.parent_path() / "libbulkhead-guard.so", self.parent_path() / "../lib/bulkhead/libbulkhead-guard.so"})
+  for (const auto& path : {self.parent_path() / "libbulkhead-guard.so",
+                           self.parent_path() / "../lib/bulkhead/libbulkhead-guard.so"})
     if (std::filesystem::exists(path, failed)) return std::filesystem::weakly_canonical(path).string();
-  return Error(Errc::not_found, fmt::format("no libbulkhead-guard.so beside {}", self.string()), "name it: --guard-library FILE");
+  return Error(Errc::not_found, fmt::format("no libbulkhead-guard.so beside {}", self.string()),
+               "name it: --guard-library FILE");
 }
 
 Json to_json(const Tenant& tenant) {
@@ -92,7 +101,8 @@ Json to_json(const Tenant& tenant) {
   Json line{{"sliceMicroseconds", tenant.line.slice_us}, {"expected", tenant.line.expected}};
   if (tenant.line.in_turns) line["turnMicroseconds"] = tenant.line.turn_us;
   if (tenant.line.duty_on_us != 0)
-    line["duty"] = {{"onMicroseconds", tenant.line.duty_on_us}, {"periodMicroseconds", tenant.line.duty_period_us}};
+    line["duty"] = {{"onMicroseconds", tenant.line.duty_on_us},
+                    {"periodMicroseconds", tenant.line.duty_period_us}};
   line["why"] = tenant.line.why;
   out["plan"] = std::move(line);
   out["now"] = tenant.now ? to_json(*tenant.now) : Json();

@@ -30,7 +30,14 @@ class Registry : public ::testing::Test {
   }
   static Now with_group(std::uint32_t gpu) {
     Now now;
-    now.groups.push_back({.pid = 1, .start_time = 2, .gpu = gpu, .client = 3, .subdevice = 4, .handle = 5, .channels = {6, 7}, .fd = 8});
+    now.groups.push_back({.pid = 1,
+                          .start_time = 2,
+                          .gpu = gpu,
+                          .client = 3,
+                          .subdevice = 4,
+                          .handle = 5,
+                          .channels = {6, 7},
+                          .fd = 8});
     return now;
   }
   Place place_;
@@ -84,9 +91,12 @@ TEST_F(Registry, names_are_unique_among_the_living) {
 
 TEST_F(Registry, garbage_in_the_directory_is_nobody) {
   fs::create_directories(place_.run_dir());
-  for (const char* name : {"1.json", "x.json", "2.now.json", "99999999999999999999.json"}) std::ofstream(place_.run_dir() / name) << "{]";
-  std::ofstream(place_.run_dir() / "3.json") << R"({"id": 4, "class": "batch", "weight": 1})";       // not its own id
-  std::ofstream(place_.run_dir() / "5.json") << R"({"id": 5, "class": "batch", "weight": 1e99})";    // no number of ours
+  for (const char* name : {"1.json", "x.json", "2.now.json", "99999999999999999999.json"})
+    std::ofstream(place_.run_dir() / name) << "{]";
+  std::ofstream(place_.run_dir() / "3.json")
+      << R"({"id": 4, "class": "batch", "weight": 1})";  // not its own id
+  std::ofstream(place_.run_dir() / "5.json")
+      << R"({"id": 5, "class": "batch", "weight": 1e99})";  // no number of ours
   std::ofstream(place_.run_dir() / "6.json") << R"({"id": 6, "class": "royal", "weight": 10})";
   EXPECT_TRUE(read_all(place_).empty());
 }
