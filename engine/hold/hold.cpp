@@ -35,6 +35,7 @@ constexpr std::uint32_t class_os_descriptor = 0x71;                             
 constexpr std::uint32_t class_local_privileged = 0x3f, class_local_physical = 0xc2;  // device memory, for root
 constexpr std::uint32_t first_own_handle = 0xb1d00000;  // where a caller leaves the choice to the driver
 constexpr std::uint32_t cmd_import_object_from_fd = 0x3d06;
+constexpr std::uint32_t harmless_command = 0x101;  // of a client: the driver's version
 constexpr unsigned calls_a_pump = 512;
 constexpr std::uint64_t pending_ns = 100'000'000;
 constexpr std::uint64_t closed_token = 1ULL << 63U;
@@ -449,7 +450,7 @@ void Hold::Inside::on_alloc(const Caller& caller, std::size_t size) {
       return answer_alloc(caller, abi::err_insufficient_permissions);
     }
     if (!gpu) ++record.escapes;
-    return on_memory(caller, gpu.value_or(book().home_of(caller.process)));
+    return on_memory(caller, gpu ? *gpu : book().home_of(caller.process));
   }
   Event event{.kind = Kind::object, .what = what, .hearsay = 1, .gpu = static_cast<std::uint8_t>(gpu.value_or(0xff)),
               .process = caller.process, .client = alloc.root, .parent = alloc.parent, .handle = alloc.handle,
@@ -519,7 +520,8 @@ void Hold::Inside::finish_memory(const Caller& caller, int code) {
   const std::uint32_t status = status_of(record, old);
   const auto& params = *reinterpret_cast<const abi::MemoryParams*>(record.params);
   if (status == abi::ok && !logged) {
-    const auto gpu = book().gpu_of(alloc.root, alloc.parent).value_or(book().home_of(caller.process));
+    const auto below = book().gpu_of(alloc.root, alloc.parent);
+    const auto gpu = below ? *below : book().home_of(caller.process);
     if (settings.memory && params.size > room(gpu)) {  // rounded up by more than was foreseen
       take_back(file);
       ++record.refused;
@@ -876,11 +878,28 @@ Result<std::unique_ptr<Hold>> Hold::make(UniqueFd listener, guard::Page& page, S
   std::vector<std::uint32_t> gone;
   for (const auto& [number, process] : in.book().processes())
     if (!in.processes.adopt(number, process.pid, process.start_time)) gone.push_back(number);
-  // Files that a process that is gone shared with one that lives are found again by what the living one calls.
   for (const auto& [number, process] : in.book().processes())
     for (const int fd : in.book().files_of(number))
       if (std::find(gone.begin(), gone.end(), number) == gone.end()) in.processes.control_file(number, fd);
-  for (const auto number : gone) in.apply({.kind = Kind::process_gone, .process = number});
+  for (const auto number : gone) {
+    // Its files may live on in a child. The copy that would tell died with the arbiter before, but the driver knows.
+    for (const int fd : in.book().files_of(number)) {
+      const auto clients = in.book().clients_of(number, fd);
+      if (clients.empty()) continue;
+      const auto heir = in.processes.find_heir(fd, [client = clients.front()](const rm::DriverFile& file) {
+        abi::Control probe{};
+        probe.client = probe.object = client;
+        probe.command = harmless_command;
+        const int code = file.perform(abi::request(abi::esc_control, sizeof probe), &probe);
+        return code >= 0 && probe.status != abi::err_invalid_client;
+      });
+      in.meet();
+      if (heir != 0)
+        in.apply({.kind = Kind::moved, .process = number, .cls = heir, .source_handle = static_cast<std::uint32_t>(fd),
+                  .fd = fd});
+    }
+    in.apply({.kind = Kind::process_gone, .process = number});
+  }
   in.recover();
   in.reconcile();
   in.publish();

@@ -240,18 +240,45 @@ bool Processes::in_a_thread(int pid, int ours) const {
   });
 }
 
+bool Processes::filtered(int pid) {
+  const auto status = read_file(fmt::format("/proc/{}/status", pid), status_bytes);
+  return status.ok() && status->find("\nSeccomp:\t2") != std::string::npos;
+}
+
+std::uint32_t Processes::met(int pid) {
+  const auto start = start_of(pid);
+  if (start == 0) return 0;
+  if (const auto at = by_pid_.find(pid); at != by_pid_.end() && processes_[at->second].start_time == start)
+    return at->second;
+  const auto number = next_;
+  if (!adopt(number, pid, start)) return 0;
+  born_.push_back(number);
+  return number;
+}
+
 // A child that was forked with the file open and made no call yet has it under the same number.
 std::uint32_t Processes::find_heir(int fd, int ours) {
   std::uint32_t heir = 0;
   any_number("/proc", [&](int pid) {
-    if (pid <= 0 || pid == ::getpid() || by_pid_.contains(pid) || !same_file(pid, fd, ours)) return false;
-    const auto status = read_file(fmt::format("/proc/{}/status", pid), status_bytes);
-    if (!status.ok() || status->find("\nSeccomp:\t2") == std::string::npos) return false;  // another arbiter, say
-    const auto start = start_of(pid);
-    if (start == 0 || !adopt(next_, pid, start)) return false;
-    heir = by_pid_[pid];
-    born_.push_back(heir);
-    return true;
+    if (pid <= 0 || pid == ::getpid() || by_pid_.contains(pid) || !same_file(pid, fd, ours) || !filtered(pid))
+      return false;
+    heir = met(pid);
+    return heir != 0;
+  });
+  return heir;
+}
+
+std::uint32_t Processes::find_heir(int fd, const std::function<bool(const rm::DriverFile&)>& is) {
+  std::uint32_t heir = 0;
+  any_number("/proc", [&](int pid) {
+    if (pid <= 0 || pid == ::getpid() || kind_of(pid, fd) != FileKind::control || !filtered(pid)) return false;
+    const auto pidfd = open_pidfd(pid, 0);
+    if (!pidfd) return false;
+    auto file = rm::DriverFile::borrow(pidfd.get(), fd);
+    if (!file.ok() || !is(*file)) return false;
+    heir = met(pid);
+    if (heir != 0) files_.emplace(std::pair{heir, fd}, std::move(*file));
+    return heir != 0;
   });
   return heir;
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -85,6 +86,9 @@ class Processes {
   // Borrowed files that their process has no longer at that descriptor; or all those of a process that ended.
   // May meet processes, see born().
   std::vector<Lost> lost(std::optional<std::uint32_t> only_of_gone = {});
+  // A living process under some filter that has at `fd` a driver file of which `is` says that it is the one; for files
+  // whose borrowed copy died with an arbiter. 0: none. May meet a process.
+  std::uint32_t find_heir(int fd, const std::function<bool(const rm::DriverFile&)>& is);
   std::uint64_t mapped_managed(std::uint32_t process);  // bytes; ~0: cannot be read
 
  private:
@@ -102,6 +106,8 @@ class Processes {
   bool same_file(int pid, int fd, int ours) const;
   bool in_a_thread(int pid, int ours) const;  // open in a thread that has descriptors of its own
   std::uint32_t find_heir(int fd, int ours);
+  std::uint32_t met(int pid);  // its number, now if not before; 0: it is gone
+  static bool filtered(int pid);
   int getfd_source(std::uint32_t process, int tid);
 
   std::filesystem::path root_;

@@ -7,7 +7,9 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sched.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -399,6 +401,48 @@ void inherited() {
       });
 }
 
+// The same with an arbiter that was away while the parent ended.
+void inherited_meanwhile() {
+  int up[2];
+  WANT(::pipe(up) == 0);
+  Tenant tenant([&up](Tenant& t) {
+    ::close(up[1]);
+    const int middle = ::fork();
+    if (middle == 0) {
+      Device d;
+      d.start();
+      SAME(d.memory(512 * MiB), 0U);
+      step(t);
+      if (::fork() == 0) {
+        char byte = 0;
+        static_cast<void>(::read(up[0], &byte, 1));
+        ::_exit(0);
+      }
+      ::_exit(0);
+    }
+    int status = 0;
+    ::waitpid(middle, &status, 0);
+    SAME(status, 0);
+    step(t);
+    return 0;
+  });
+  ::close(up[0]);
+  open_twin();
+  {
+    auto hold = tenant.hold();
+    WANT(serve(*hold, tenant));
+  }
+  tenant.tell();
+  tenant.await();
+  auto hold = tenant.hold();
+  equal(*hold, 512 * MiB);
+  tenant.tell();
+  ::close(up[1]);
+  serve(*hold, tenant, false);
+  SAME(tenant.reap(), 0);
+  equal(*hold, 0);
+}
+
 void threads() {
   run(
       [](Tenant& t) {
@@ -428,6 +472,64 @@ void threads() {
         return 0;
       },
       [](hold::Hold& h, Tenant&, int) { SAME(h.used(0), truth()); });
+}
+
+void signals() {  // a call that was received is made once, whatever signals come meanwhile
+  run(
+      [](Tenant& t) {
+        struct sigaction action {};
+        action.sa_handler = [](int) {};
+        ::sigaction(SIGALRM, &action, nullptr);  // without SA_RESTART: an interrupted call would be seen
+        Device d;
+        d.start();
+        const itimerval often{{0, 200}, {0, 200}};
+        ::setitimer(ITIMER_REAL, &often, nullptr);
+        std::uint32_t handle = 0;
+        for (int i = 0; i < 500; ++i) {
+          std::uint32_t status = 0;
+          do {
+            status = d.memory(512 * MiB, &handle);
+          } while (status == 0x10000U + EINTR);
+          SAME(status, 0U);
+          do {
+            status = d.free(handle);
+          } while (status == 0x10000U + EINTR);
+          SAME(status, 0U);
+        }
+        const itimerval never{};
+        ::setitimer(ITIMER_REAL, &never, nullptr);
+        step(t);
+        return 0;
+      },
+      [](hold::Hold& h, Tenant&, int) { equal(h, 0); });
+}
+
+// Threads with descriptors of their own are no place to hide a driver file.
+void unshared() {
+  run(
+      [](Tenant& t) {
+        std::atomic<bool> done{false}, ready{false};
+        std::thread hidden([&] {
+          WANT(::unshare(CLONE_FILES) == 0);
+          Device d;
+          d.start();
+          SAME(d.memory(512 * MiB), 0U);
+          ready = true;
+          while (!done) ::usleep(1000);
+        });
+        while (!ready) ::usleep(1000);
+        step(t);
+        Device e;
+        e.start();
+        SAME(e.memory(600 * MiB), std::uint32_t{abi::err_no_memory});
+        done = true;
+        hidden.join();
+        return 0;
+      },
+      [](hold::Hold& h, Tenant&, int) {
+        h.reconcile();
+        equal(h, 512 * MiB);
+      });
 }
 
 void groups() {
@@ -770,9 +872,6 @@ void bench(long pairs) {
     std::sort(took.begin(), took.end());
     const double pair = took[took.size() / 2];
     took.clear();
-    abi::FbInfo info{};
-    info.count = 1;
-    info.list[0].index = abi::fb_heap_free;
     std::uint32_t wrong = 0;
     for (long i = 0; i < pairs; ++i) {
       const auto before = monotonic_ns();
@@ -793,11 +892,45 @@ void bench(long pairs) {
               shared->first, shared->first - free_pair.first, shared->first / free_pair.first, free_pair.second, shared->second);
 }
 
+// Any program, on whatever driver there is: hold_test run MIB PROGRAM...
+int run_program(std::uint64_t cap, char** argv) {
+  Tenant tenant(
+      [argv](Tenant&) {
+        ::execvp(argv[0], argv);
+        return 127;
+      },
+      cap);
+  auto mapped = hold::map_inflight(tenant.inflight);
+  WANT(mapped.ok());
+  auto made = hold::Hold::make(UniqueFd(::dup(tenant.listener)), *tenant.page, {.inflight = *mapped});
+  if (!made.ok()) fail(made.error().message());
+  hold::Hold& hold = **made;
+  std::uint64_t peak = 0, managed = 0, pumps = 0, busy_ns = 0;
+  std::size_t groups = 0;
+  for (;;) {
+    pollfd fds[2] = {{hold.listener(), POLLIN, 0}, {hold.processes_fd(), POLLIN, 0}};
+    ::poll(fds, 2, 1000);
+    const auto before = monotonic_ns();
+    const auto pumped = hold.pump();
+    busy_ns += monotonic_ns() - before;
+    ++pumps;
+    peak = std::max(peak, hold.used(0));
+    managed = std::max(managed, hold.managed(0));
+    groups = std::max(groups, hold.groups().size());
+    if (!pumped.ok()) break;
+  }
+  std::fprintf(stderr, "held: peak %lu MiB, managed %lu MiB, left %lu MiB, refused %lu, escapes %lu, self set %lu, groups %zu; %lu pumps of %.1f us\n",
+               peak / MiB, managed / MiB, hold.used(0) / MiB, hold.refused(), hold.escapes(), hold.self_set(), groups, pumps,
+               static_cast<double>(busy_ns) / 1000 / static_cast<double>(pumps));
+  return tenant.reap();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const std::string scenario = argv[1];
+  if (scenario == "run" && argc > 3) return run_program(static_cast<std::uint64_t>(std::atoll(argv[2])) * MiB, argv + 3);
   const char* root = std::getenv("BULKHEAD_ROOT");
   if (root == nullptr) {
     std::string pattern = "/dev/shm/bulkhead-hold-XXXXXX";
@@ -819,8 +952,8 @@ int main(int argc, char** argv) {
   twin_dir = fs::path(root).parent_path();
   const long number = argc > 2 ? std::atol(argv[2]) : 1;
   const std::map<std::string, std::function<void()>> scenarios = {
-      {"cap", cap}, {"sizes", sizes}, {"processes", processes}, {"closed", closed}, {"inherited", inherited},
-      {"threads", threads}, {"groups", groups}, {"sight", sight}, {"managed", managed}, {"exports", exports},
+      {"cap", cap}, {"sizes", sizes}, {"processes", processes}, {"closed", closed}, {"inherited", inherited}, {"inherited-meanwhile", inherited_meanwhile},
+      {"threads", threads}, {"groups", groups}, {"signals", signals}, {"unshared", unshared}, {"sight", sight}, {"managed", managed}, {"exports", exports},
       {"ways-around", ways_around}, {"orphan", orphan},
       {"kill-each", [&] { kill_each(argc > 3 ? std::atol(argv[3]) : 1, number); }},
       {"kill-storm", [&] { kill_storm(number); }}, {"bench", [&] { bench(number); }}};

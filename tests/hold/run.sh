@@ -27,7 +27,10 @@ scenario 'what is charged is what the driver gave, rounding and chosen handles i
 scenario 'what a process had is to be had again as soon as it was waited for' processes
 scenario 'a driver file that was closed gives back what it had, although it was borrowed' closed
 scenario 'a child that inherited a driver file keeps what is charged for it' inherited
+scenario 'likewise when the parent ended while no arbiter was there' inherited-meanwhile
 scenario '8 threads allocate and free: the books and the driver agree' threads
+scenario 'signals neither lose nor repeat a call' signals
+scenario 'a thread with descriptors of its own hides nothing' unshared
 scenario 'channel groups are found, held, and not moved by the tenant itself' groups
 scenario 'a program sees its share as the size of the GPU' sight
 scenario 'managed memory is charged by length, and refunded when it is looked at again' managed
