@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
 
 #include "abi/rm/rm.hpp"
 #include "base/clock.hpp"
@@ -31,8 +32,9 @@ using ledger::What;
 constexpr std::uint64_t record_magic = 0x32646c6f682d6862;
 constexpr std::uint32_t insufficient_resources = 0x1a;  // RM status
 constexpr std::uint32_t esc_indirect = 0xd3, esc_dma_buf = 0xd9;
-constexpr std::uint32_t class_os_descriptor = 0x71;                             // host memory of the caller's, pinned
-constexpr std::uint32_t class_local_privileged = 0x3f, class_local_physical = 0xc2;  // device memory, for root
+constexpr std::uint32_t class_os_descriptor = 0x71;  // host memory of the caller's, pinned
+constexpr std::uint32_t class_local_privileged = 0x3f,
+                        class_local_physical = 0xc2;    // device memory, for root
 constexpr std::uint32_t first_own_handle = 0xb1d00000;  // where a caller leaves the choice to the driver
 constexpr std::uint32_t cmd_import_object_from_fd = 0x3d06;
 constexpr std::uint32_t harmless_command = 0x101;  // of a client: the driver's version
@@ -47,7 +49,7 @@ struct LegacyAlloc {  // NVOS02_PARAMETERS
   std::uint32_t status, pad2;
 };
 constexpr std::size_t legacy_heap_status = 20;  // NVOS32_PARAMETERS
-struct Indirect {  // nv_ioctl_xfer_t
+struct Indirect {                               // nv_ioctl_xfer_t
   std::uint32_t number, size;
   std::uint64_t argument;
 };
@@ -144,8 +146,13 @@ struct Hold::Inside {
   bool logged = false;  // the outcome of the call in flight was in the ledger when this arbiter began
 
   Inside(UniqueFd fd, guard::Page& shared, Settings wanted, Record& kept)
-      : listener(std::move(fd)), page(shared), settings(std::move(wanted)), record(kept), journal(kept),
-        processes(settings.root), logged(journal.sequence() != kept.sequence) {}
+      : listener(std::move(fd)),
+        page(shared),
+        settings(std::move(wanted)),
+        record(kept),
+        journal(kept),
+        processes(settings.root),
+        logged(journal.sequence() != kept.sequence) {}
   ~Inside() {
     closer.wait();
     if (own_record != nullptr) ::munmap(own_record, sizeof(Record));
@@ -168,6 +175,8 @@ struct Hold::Inside {
   void give_up_lost();
   void recount_managed();
   void reconcile();
+  std::set<std::pair<std::uint32_t, std::uint32_t>>
+      made_by_libcuda;  // groups (client, handle) that were given a slice
 
   // ---- calls
   struct Caller {
@@ -237,9 +246,15 @@ void Hold::Inside::relist() {
     if (group.engine != abi::engine_compute) continue;
     const auto process = book().processes().find(group.process);
     if (process == book().processes().end()) continue;
-    fresh.push_back({.pid = process->second.pid, .start_time = process->second.start_time, .gpu = group.gpu,
-                     .client = group.client, .subdevice = group.subdevice, .handle = group.handle,
-                     .channels = std::move(group.channels), .born_ns = group.born_ns, .fd = group.fd});
+    fresh.push_back({.pid = process->second.pid,
+                     .start_time = process->second.start_time,
+                     .gpu = group.gpu,
+                     .client = group.client,
+                     .subdevice = group.subdevice,
+                     .handle = group.handle,
+                     .channels = std::move(group.channels),
+                     .born_ns = group.born_ns,
+                     .fd = group.fd});
   }
   const auto same = [](const Group& a, const Group& b) {
     return a.pid == b.pid && a.start_time == b.start_time && a.gpu == b.gpu && a.client == b.client &&
@@ -255,12 +270,15 @@ void Hold::Inside::relist() {
 void Hold::Inside::meet() {
   for (const auto number : processes.born()) {
     const auto& who = processes.all().at(number);
-    apply({.kind = Kind::process, .process = number, .source_client = static_cast<std::uint32_t>(who.pid),
+    apply({.kind = Kind::process,
+           .process = number,
+           .source_client = static_cast<std::uint32_t>(who.pid),
            .bytes = who.start_time});
   }
 }
 
-// A process that ended gives its bytes back once the driver has them: when the files borrowed from it are closed too.
+// A process that ended gives its bytes back once the driver has them: when the files borrowed from it are
+// closed too.
 void Hold::Inside::bury(bool wait) {
   epoll_event any{};
   if (!wait && ::epoll_wait(ended.get(), &any, 1, 0) <= 0) return;
@@ -270,8 +288,11 @@ void Hold::Inside::bury(bool wait) {
     meet();
     for (auto& lost : all) {
       if (lost.heir != 0) {
-        apply({.kind = Kind::moved, .process = number, .cls = lost.heir,
-               .source_handle = static_cast<std::uint32_t>(lost.heir_fd), .fd = lost.fd});
+        apply({.kind = Kind::moved,
+               .process = number,
+               .cls = lost.heir,
+               .source_handle = static_cast<std::uint32_t>(lost.heir_fd),
+               .fd = lost.fd});
       } else if (lost.file) {
         files.push_back(std::move(*lost.file));
       }
@@ -285,8 +306,8 @@ void Hold::Inside::bury(bool wait) {
       apply({.kind = Kind::process_gone, .process = static_cast<std::uint32_t>(token)});
 }
 
-// Driver files that a living process closed (exec closes them as well): without the copy here the driver would have
-// freed what they had.
+// Driver files that a living process closed (exec closes them as well): without the copy here the driver
+// would have freed what they had.
 void Hold::Inside::give_up_lost() {
   std::vector<std::pair<std::uint32_t, int>> gone;
   std::vector<rm::DriverFile> files;
@@ -294,8 +315,11 @@ void Hold::Inside::give_up_lost() {
   meet();
   for (auto& lost : all) {
     if (lost.heir != 0) {
-      apply({.kind = Kind::moved, .process = lost.process, .cls = lost.heir,
-             .source_handle = static_cast<std::uint32_t>(lost.heir_fd), .fd = lost.fd});
+      apply({.kind = Kind::moved,
+             .process = lost.process,
+             .cls = lost.heir,
+             .source_handle = static_cast<std::uint32_t>(lost.heir_fd),
+             .fd = lost.fd});
     } else if (lost.file) {
       gone.emplace_back(lost.process, lost.fd);
       files.push_back(std::move(*lost.file));
@@ -305,12 +329,14 @@ void Hold::Inside::give_up_lost() {
   closer.close(std::move(files), closed_token);
   closer.wait();
   for (const auto& [process, fd] : gone)
-    for (const auto client : book().clients_of(process, fd)) apply({.kind = Kind::free, .client = client, .handle = client});
+    for (const auto client : book().clients_of(process, fd))
+      apply({.kind = Kind::free, .client = client, .handle = client});
 }
 
 void Hold::Inside::recount_managed() {
   const std::uint64_t now = monotonic_ns();
-  // With every place taken by a mapping just let through, others may be missing: nothing is known for certain.
+  // With every place taken by a mapping just let through, others may be missing: nothing is known for
+  // certain.
   if (std::all_of(std::begin(record.pending), std::end(record.pending),
                   [now](const Pending& one) { return one.until_ns >= now; }))
     return;
@@ -323,8 +349,10 @@ void Hold::Inside::recount_managed() {
       if (one.process == number && one.until_ns >= now) bytes = guard::add_saturating(bytes, one.bytes);
     // Never more than was let through: what is pending may be among what is mapped.
     if (bytes < process.managed)
-      changes.push_back({.kind = Kind::managed, .gpu = static_cast<std::uint8_t>(book().home_of(number)),
-                         .process = number, .bytes = bytes});
+      changes.push_back({.kind = Kind::managed,
+                         .gpu = static_cast<std::uint8_t>(book().home_of(number)),
+                         .process = number,
+                         .bytes = bytes});
   }
   for (const auto& change : changes) apply(change);
 }
@@ -382,7 +410,8 @@ std::uint32_t Hold::Inside::choose_handle(std::uint32_t client) {
 void Hold::Inside::handle() {
   const seccomp::Call& call = record.call;
   Caller caller{.tid = static_cast<int>(call.tid)};
-  if (caller.tid == 0) return refuse(EPERM);  // in a pid namespace that is not below ours: whose memory is it?
+  if (caller.tid == 0)
+    return refuse(EPERM);  // in a pid namespace that is not below ours: whose memory is it?
   if (call.number != SYS_mmap && (call.args[1] & 0xffU) == abi::esc_control) {
     // By far the most calls, and most of them of no interest.
     abi::Control control{};
@@ -409,12 +438,18 @@ void Hold::Inside::handle() {
 
 void Hold::Inside::on_ioctl(const Caller& caller, std::uint32_t number, std::size_t size) {
   switch (number) {
-    case abi::esc_alloc: return on_alloc(caller, size);
-    case abi::esc_free: return on_free(caller);
-    case abi::esc_control: return on_control(caller);
-    case abi::esc_dup_object: return on_duplicate(caller);
-    case esc_dma_buf: return on_dma_buf(caller, size);
-    default: return on_legacy(caller, number);
+    case abi::esc_alloc:
+      return on_alloc(caller, size);
+    case abi::esc_free:
+      return on_free(caller);
+    case abi::esc_control:
+      return on_control(caller);
+    case abi::esc_dup_object:
+      return on_duplicate(caller);
+    case esc_dma_buf:
+      return on_dma_buf(caller, size);
+    default:
+      return on_legacy(caller, number);
   }
 }
 
@@ -427,20 +462,33 @@ void Hold::Inside::on_alloc(const Caller& caller, std::size_t size) {
   const abi::Alloc& alloc = record.request.alloc;  // the older form begins the same way
   What what = What::other;
   switch (alloc.cls) {
-    case abi::class_device: what = What::device; break;
-    case abi::class_subdevice: what = What::subdevice; break;
-    case abi::class_channel_group: what = What::group; break;
-    case abi::class_device_memory: what = What::memory; break;
+    case abi::class_device:
+      what = What::device;
+      break;
+    case abi::class_subdevice:
+      what = What::subdevice;
+      break;
+    case abi::class_channel_group:
+      what = What::group;
+      break;
+    case abi::class_device_memory:
+      what = What::memory;
+      break;
     case class_local_privileged:
-    case class_local_physical: what = What::memory; break;
+    case class_local_physical:
+      what = What::memory;
+      break;
     default:
       if (abi::is_channel(alloc.cls)) what = What::channel;
       break;
   }
-  // A client's handle is RM's choice and written back after the call: it is learned from what is made below it.
+  // A client's handle is RM's choice and written back after the call: it is learned from what is made below
+  // it.
   if (what == What::other) return let_through();
   if (file_of(caller) == nullptr) {
-    if (processes.kind_of(caller.tid, caller.fd) == FileKind::control) return refuse(EPERM);  // it cannot be borrowed
+    // It cannot be borrowed: no rights, or a thread with descriptors of its own has another one under this
+    // number.
+    if (processes.kind_of(caller.tid, caller.fd) == FileKind::control) return refuse(EPERM);
     return let_through();  // not the driver's
   }
   auto gpu = book().gpu_of(alloc.root, alloc.parent);
@@ -452,9 +500,16 @@ void Hold::Inside::on_alloc(const Caller& caller, std::size_t size) {
     if (!gpu) ++record.escapes;
     return on_memory(caller, gpu ? *gpu : book().home_of(caller.process));
   }
-  Event event{.kind = Kind::object, .what = what, .hearsay = 1, .gpu = static_cast<std::uint8_t>(gpu.value_or(0xff)),
-              .process = caller.process, .client = alloc.root, .parent = alloc.parent, .handle = alloc.handle,
-              .cls = alloc.cls, .fd = caller.fd};
+  Event event{.kind = Kind::object,
+              .what = what,
+              .hearsay = 1,
+              .gpu = static_cast<std::uint8_t>(gpu.value_or(0xff)),
+              .process = caller.process,
+              .client = alloc.root,
+              .parent = alloc.parent,
+              .handle = alloc.handle,
+              .cls = alloc.cls,
+              .fd = caller.fd};
   if (what == What::device) {
     abi::DeviceParams device{};
     if (alloc.params != 0 && !read(caller, alloc.params, device.device)) return refuse(EFAULT);
@@ -502,7 +557,8 @@ void Hold::Inside::on_memory(const Caller& caller, std::uint32_t gpu) {
   finish_memory(caller, 1);
 }
 
-// `code` 1: the driver is to be asked; else what its ioctl returned, 0 or -errno, and the outcome is in the record.
+// `code` 1: the driver is to be asked; else what its ioctl returned, 0 or -errno, and the outcome is in the
+// record.
 void Hold::Inside::finish_memory(const Caller& caller, int code) {
   abi::Alloc& alloc = record.request.alloc;
   const bool old = (record.call.args[1] >> 16U & 0x3fffU) == sizeof(abi::AllocOld);
@@ -527,9 +583,16 @@ void Hold::Inside::finish_memory(const Caller& caller, int code) {
       ++record.refused;
       return answer_alloc(caller, abi::err_no_memory);
     }
-    apply({.kind = Kind::object, .what = What::memory, .gpu = static_cast<std::uint8_t>(gpu),
-           .process = caller.process, .client = alloc.root, .parent = alloc.parent, .handle = alloc.handle,
-           .cls = alloc.cls, .bytes = params.size, .fd = caller.fd});
+    apply({.kind = Kind::object,
+           .what = What::memory,
+           .gpu = static_cast<std::uint8_t>(gpu),
+           .process = caller.process,
+           .client = alloc.root,
+           .parent = alloc.parent,
+           .handle = alloc.handle,
+           .cls = alloc.cls,
+           .bytes = params.size,
+           .fd = caller.fd});
   }
   // Written back as the driver would have: its parameters, then the request with the tenant's own pointers.
   abi::AllocOld theirs{};  // the beginning that both forms have
@@ -546,15 +609,18 @@ void Hold::Inside::answer_alloc(const Caller& caller, std::uint32_t status) {
   const bool old = (record.call.args[1] >> 16U & 0x3fffU) == sizeof(abi::AllocOld);
   status_of(record, old) = status;  // what a successor would answer
   write(caller, caller.argument + offsetof(abi::Alloc, handle), alloc.handle);
-  write(caller, caller.argument + (old ? offsetof(abi::AllocOld, status) : offsetof(abi::Alloc, status)), status);
+  write(caller, caller.argument + (old ? offsetof(abi::AllocOld, status) : offsetof(abi::Alloc, status)),
+        status);
   if (answer(0) || status != abi::ok) return;
   // Nobody got it: before Linux 5.19 a signal ends the wait, and the thread asks again.
   take_back(file_of(caller));
 }
 
 void Hold::Inside::take_back(rm::DriverFile* file) {
-  abi::Free request{.root = record.request.alloc.root, .parent = record.request.alloc.parent,
-                    .handle = record.request.alloc.handle, .status = 0};
+  abi::Free request{.root = record.request.alloc.root,
+                    .parent = record.request.alloc.parent,
+                    .handle = record.request.alloc.handle,
+                    .status = 0};
   if (file != nullptr) {
     const Unprivileged as_the_tenant;
     file->perform(abi::request(abi::esc_free, sizeof request), &request);
@@ -588,7 +654,8 @@ void Hold::Inside::finish_free(const Caller& caller, int code) {
       (request.status == abi::err_object_not_found || request.status == abi::err_invalid_object_handle ||
        request.status == abi::err_invalid_client))
     request.status = abi::ok;
-  if (request.status == abi::ok) apply({.kind = Kind::free, .client = request.root, .handle = request.handle});
+  if (request.status == abi::ok)
+    apply({.kind = Kind::free, .client = request.root, .handle = request.handle});
   write(caller, caller.argument + offsetof(abi::Free, status), request.status);
   answer(0);
 }
@@ -603,8 +670,13 @@ void Hold::Inside::on_control(const Caller& caller) {
       return on_memory_size(caller, control);
     case abi::cmd_group_set_timeslice: {
       if (file_of(caller) == nullptr) return let_through();
+      // libcuda sets a slice itself as the last act of making a context, and gives the context up when it may
+      // not (H100, driver 580). Later it is the tenant's own idea: it hears that it was done, and it was not.
+      if (book().what(control.client, control.object) == What::group && made_by_libcuda.size() < 65536 &&
+          made_by_libcuda.emplace(control.client, control.object).second)
+        return let_through();
       ++record.self_set;
-      write(caller, caller.argument + offsetof(abi::Control, status), std::uint32_t{abi::err_insufficient_permissions});
+      write(caller, caller.argument + offsetof(abi::Control, status), std::uint32_t{abi::ok});
       answer(0);
       return;
     }
@@ -613,7 +685,9 @@ void Hold::Inside::on_control(const Caller& caller) {
       if (control.params_size == sizeof params && read(caller, control.params, params)) {
         const std::size_t count = std::min<std::size_t>(params.count, std::size(params.objects));
         for (std::size_t i = 0; i < count; ++i)
-          apply({.kind = Kind::exported, .process = caller.process, .client = control.client,
+          apply({.kind = Kind::exported,
+                 .process = caller.process,
+                 .client = control.client,
                  .handle = params.objects[i]});
       }
       return let_through();
@@ -621,7 +695,10 @@ void Hold::Inside::on_control(const Caller& caller) {
     case abi::cmd_export_object_to_fd: {
       ExportOne params{};
       if (control.params_size >= sizeof params && read(caller, control.params, params))
-        apply({.kind = Kind::exported, .process = caller.process, .client = control.client, .handle = params.object});
+        apply({.kind = Kind::exported,
+               .process = caller.process,
+               .client = control.client,
+               .handle = params.object});
       return let_through();
     }
     case abi::cmd_import_objects_from_fd: {
@@ -651,10 +728,17 @@ void Hold::Inside::on_control(const Caller& caller) {
   }
 }
 
-void Hold::Inside::on_import(const Caller& caller, std::uint32_t client, std::uint32_t parent, std::uint32_t handle) {
-  apply({.kind = Kind::import, .hearsay = 1, .gpu = static_cast<std::uint8_t>(book().gpu_of(client, parent).value_or(0xff)),
-         .process = caller.process, .client = client, .parent = parent, .handle = handle,
-         .cls = abi::class_device_memory, .fd = caller.fd});
+void Hold::Inside::on_import(const Caller& caller, std::uint32_t client, std::uint32_t parent,
+                             std::uint32_t handle) {
+  apply({.kind = Kind::import,
+         .hearsay = 1,
+         .gpu = static_cast<std::uint8_t>(book().gpu_of(client, parent).value_or(0xff)),
+         .process = caller.process,
+         .client = client,
+         .parent = parent,
+         .handle = handle,
+         .cls = abi::class_device_memory,
+         .fd = caller.fd});
 }
 
 // The tenant sees its slice: what cuMemGetInfo and NVML inside it ask.
@@ -663,7 +747,8 @@ void Hold::Inside::on_memory_size(const Caller& caller, abi::Control& control) {
   auto* file = file_of(caller);
   const std::uint64_t cap =
       gpu && *gpu < guard::max_gpus ? page.cap[*gpu].load(std::memory_order_acquire) : guard::no_cap;
-  if (file == nullptr || cap == guard::no_cap || !settings.memory || control.params_size != sizeof(abi::FbInfo))
+  if (file == nullptr || cap == guard::no_cap || !settings.memory ||
+      control.params_size != sizeof(abi::FbInfo))
     return let_through();
   abi::FbInfo info{};
   const std::uint64_t theirs = control.params;
@@ -710,9 +795,15 @@ void Hold::Inside::on_duplicate(const Caller& caller) {
     dup.handle = choose_handle(dup.client);
     write(caller, caller.argument + offsetof(abi::Dup, handle), dup.handle);
   }
-  const Event event{.kind = Kind::duplicate, .hearsay = 1, .process = caller.process, .client = dup.client,
-                    .parent = dup.parent, .handle = dup.handle, .source_client = dup.source_client,
-                    .source_handle = dup.source_handle, .fd = caller.fd};
+  const Event event{.kind = Kind::duplicate,
+                    .hearsay = 1,
+                    .process = caller.process,
+                    .client = dup.client,
+                    .parent = dup.parent,
+                    .handle = dup.handle,
+                    .source_client = dup.source_client,
+                    .source_handle = dup.source_handle,
+                    .fd = caller.fd};
   // Somebody else's client: how many bytes it has is for the audit to find.
   if (!book().owner_of(dup.source_client)) ++record.escapes;
   apply(event);
@@ -724,7 +815,8 @@ void Hold::Inside::on_legacy(const Caller& caller, std::uint32_t number) {
   if (number == abi::esc_alloc_memory) {
     LegacyAlloc request{};
     if (!read(caller, caller.argument, request)) return refuse(EFAULT);
-    // Host memory pinned for the GPU (cuMemHostRegister): libcuda does that so, and only the caller itself can.
+    // Host memory pinned for the GPU (cuMemHostRegister): libcuda does that so, and only the caller itself
+    // can.
     if (request.cls == class_os_descriptor || request.cls == abi::class_system_memory) return let_through();
     ++record.escapes;
     write(caller, caller.argument + offsetof(LegacyAlloc, status), std::uint32_t{abi::err_not_supported});
@@ -752,7 +844,9 @@ void Hold::Inside::on_dma_buf(const Caller& caller, std::size_t size) {
   if (!read(caller, caller.argument, request)) return refuse(EFAULT);
   const std::size_t first = size == 2608 ? 1 : 0;
   for (std::size_t i = 0; i < std::min<std::size_t>(request.count, 128); ++i)
-    apply({.kind = Kind::exported, .process = caller.process, .client = request.client,
+    apply({.kind = Kind::exported,
+           .process = caller.process,
+           .client = request.client,
            .handle = request.words[first + i]});
   let_through();
 }
@@ -775,7 +869,9 @@ void Hold::Inside::on_mmap(const Caller& caller, std::uint64_t length) {
                                   [](const Pending& a, const Pending& b) { return a.until_ns < b.until_ns; });
   place = {.bytes = bytes, .until_ns = monotonic_ns() + pending_ns, .process = caller.process, .pad = 0};
   record.stage.store(Stage::performing, std::memory_order_release);
-  apply({.kind = Kind::managed, .gpu = static_cast<std::uint8_t>(gpu), .process = caller.process,
+  apply({.kind = Kind::managed,
+         .gpu = static_cast<std::uint8_t>(gpu),
+         .process = caller.process,
          .bytes = guard::add_saturating(before, bytes)});
   record.stage.store(Stage::answering, std::memory_order_release);
   let_through();
@@ -783,13 +879,14 @@ void Hold::Inside::on_mmap(const Caller& caller, std::uint64_t length) {
 
 // ---- after an arbiter that died
 
-// Three things can be half done. Received: nothing was, so it is handled now. Performing: the driver's answer is in the
-// record or it is not; when not, it may have acted all the same, so an allocation is freed and made again, and a free is
-// made again. Answering: only the answer may be missing.
+// Three things can be half done. Received: nothing was, so it is handled now. Performing: the driver's answer
+// is in the record or it is not; when not, it may have acted all the same, so an allocation is freed and made
+// again, and a free is made again. Answering: only the answer may be missing.
 void Hold::Inside::recover() {
   if (record.call.arch == 0) return;
   const Stage stage = record.stage.load(std::memory_order_acquire);
-  Caller caller{.tid = static_cast<int>(record.call.tid), .fd = static_cast<int>(record.call.args[0]),
+  Caller caller{.tid = static_cast<int>(record.call.tid),
+                .fd = static_cast<int>(record.call.args[0]),
                 .argument = record.call.args[2]};
   const bool alive = listener.alive(record.call.id);
   if (stage == Stage::received) {
@@ -818,10 +915,13 @@ void Hold::Inside::recover() {
       if (record.known == 0) take_back(file_of(caller));
     } else if (status_of(record, old) == unanswered) {
       if (record.known == 0) {
-        abi::Free request{.root = record.request.alloc.root, .parent = record.request.alloc.parent,
-                          .handle = record.request.alloc.handle, .status = 0};
+        abi::Free request{.root = record.request.alloc.root,
+                          .parent = record.request.alloc.parent,
+                          .handle = record.request.alloc.handle,
+                          .status = 0};
         const Unprivileged as_the_tenant;
-        if (auto* file = file_of(caller)) file->perform(abi::request(abi::esc_free, sizeof request), &request);
+        if (auto* file = file_of(caller))
+          file->perform(abi::request(abi::esc_free, sizeof request), &request);
       }
       std::memcpy(record.params, record.params_before, sizeof(abi::MemoryParams));
       finish_memory(caller, 1);
@@ -832,7 +932,8 @@ void Hold::Inside::recover() {
     if (stage == Stage::performing && record.request.free.status == unanswered) {
       record.known = 2;
       auto* file = file_of(caller);
-      if (file == nullptr || perform(*file, &record.request.free) < 0) record.request.free.status = abi::ok;  // went away
+      if (file == nullptr || perform(*file, &record.request.free) < 0)
+        record.request.free.status = abi::ok;  // went away
     }
     finish_free(caller, 0);
   } else if (alive) {
@@ -873,7 +974,8 @@ Result<std::unique_ptr<Hold>> Hold::make(UniqueFd listener, guard::Page& page, S
   for (const int fd : {in.processes.epoll(), in.closer.fd()}) {
     epoll_event event{};
     event.events = EPOLLIN;
-    if (::epoll_ctl(in.ended.get(), EPOLL_CTL_ADD, fd, &event) != 0) return errno_error("watch processes", errno);
+    if (::epoll_ctl(in.ended.get(), EPOLL_CTL_ADD, fd, &event) != 0)
+      return errno_error("watch processes", errno);
   }
   std::vector<std::uint32_t> gone;
   for (const auto& [number, process] : in.book().processes())
@@ -882,7 +984,8 @@ Result<std::unique_ptr<Hold>> Hold::make(UniqueFd listener, guard::Page& page, S
     for (const int fd : in.book().files_of(number))
       if (std::find(gone.begin(), gone.end(), number) == gone.end()) in.processes.control_file(number, fd);
   for (const auto number : gone) {
-    // Its files may live on in a child. The copy that would tell died with the arbiter before, but the driver knows.
+    // Its files may live on in a child. The copy that would tell died with the arbiter before, but the driver
+    // knows.
     for (const int fd : in.book().files_of(number)) {
       const auto clients = in.book().clients_of(number, fd);
       if (clients.empty()) continue;
@@ -895,7 +998,10 @@ Result<std::unique_ptr<Hold>> Hold::make(UniqueFd listener, guard::Page& page, S
       });
       in.meet();
       if (heir != 0)
-        in.apply({.kind = Kind::moved, .process = number, .cls = heir, .source_handle = static_cast<std::uint32_t>(fd),
+        in.apply({.kind = Kind::moved,
+                  .process = number,
+                  .cls = heir,
+                  .source_handle = static_cast<std::uint32_t>(fd),
                   .fd = fd});
     }
     in.apply({.kind = Kind::process_gone, .process = number});
@@ -934,7 +1040,8 @@ std::uint64_t Hold::generation() const { return inside_->generation; }
 std::span<const Process> Hold::processes() const {
   auto& listed = inside_->listed;
   listed.clear();
-  for (const auto& [number, process] : inside_->processes.all()) listed.push_back({process.pid, process.start_time});
+  for (const auto& [number, process] : inside_->processes.all())
+    listed.push_back({process.pid, process.start_time});
   return listed;
 }
 std::uint64_t Hold::used(std::uint32_t gpu) const { return inside_->used(gpu); }
@@ -945,7 +1052,8 @@ std::uint64_t Hold::self_set() const { return inside_->record.self_set; }
 
 namespace {
 Error no_group(const Group& group) {
-  return Error(Errc::gone, fmt::format("channel group {:#x} of process {} is no more", group.handle, group.pid));
+  return Error(Errc::gone,
+               fmt::format("channel group {:#x} of process {} is no more", group.handle, group.pid));
 }
 }  // namespace
 

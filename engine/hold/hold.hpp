@@ -1,8 +1,9 @@
-// Holds one tenant from outside: every call of its processes that takes driver objects, device memory or managed memory
-// stops at a seccomp listener, is counted against the cap, and is then made on the tenant's behalf, let through, or answered
-// as the driver would answer when memory is out. Unmodified, static and forked programs alike; launches make no such
-// calls and cost nothing. The same calls name the tenant's channel groups, so that time is held without guessing handles.
-// What a hostile tenant can still do, and what catches it: docs/design/sharing.md.
+// Holds one tenant from outside: every call of its processes that takes driver objects, device memory or
+// managed memory stops at a seccomp listener, is counted against the cap, and is then made on the tenant's
+// behalf, let through, or answered as the driver would answer when memory is out. Unmodified, static and
+// forked programs alike; launches make no such calls and cost nothing. The same calls name the tenant's
+// channel groups, so that time is held without guessing handles. What a hostile tenant can still do, and what
+// catches it: docs/design/sharing.md.
 #pragma once
 
 #include <cstdint>
@@ -37,9 +38,9 @@ struct Process {
   std::uint64_t start_time = 0;
 };
 
-// What an arbiter leaves to the one after it: the ledger, and the call it was in the middle of. A sealed memfd, mapped
-// shared; whoever outlives the arbiter keeps the descriptor beside the listener's. One for each tenant, used by one
-// arbiter at a time. Sparse: a tenant with a few thousand objects uses some hundred KiB.
+// What an arbiter leaves to the one after it: the ledger, and the call it was in the middle of. A sealed
+// memfd, mapped shared; whoever outlives the arbiter keeps the descriptor beside the listener's. One for each
+// tenant, used by one arbiter at a time. Sparse: a tenant with a few thousand objects uses some hundred KiB.
 Result<UniqueFd> make_inflight();
 Result<void*> map_inflight(int fd);
 
@@ -51,9 +52,9 @@ struct Settings {
 
 class Hold {
  public:
-  // `listener`: the seccomp listener of the tenant's first process (edge/seccomp). `page`: outlives the hold; caps are
-  // read from it, `outside` is written to it. A listener inherited from an arbiter that died is fine: what it left
-  // half-done is finished first.
+  // `listener`: the seccomp listener of the tenant's first process (edge/seccomp). `page`: outlives the hold;
+  // caps are read from it, `outside` is written to it. A listener inherited from an arbiter that died is
+  // fine: what it left half-done is finished first.
   static Result<std::unique_ptr<Hold>> make(UniqueFd listener, guard::Page& page, Settings settings);
   ~Hold();
 
@@ -68,9 +69,9 @@ class Hold {
   std::span<const Process> processes() const;
   std::uint64_t used(std::uint32_t gpu) const;  // bytes charged, managed ones included
   std::uint64_t managed(std::uint32_t gpu) const;
-  std::uint64_t refused() const;    // calls that met the cap
-  std::uint64_t escapes() const;    // things seen that should not be: a legacy call, an unknown object's bytes
-  std::uint64_t self_set() const;   // times the tenant tried to set its own slice
+  std::uint64_t refused() const;   // calls that met the cap
+  std::uint64_t escapes() const;   // things seen that should not be: a legacy call, an unknown object's bytes
+  std::uint64_t self_set() const;  // times the tenant tried to set its own slice
 
   // Through the tenant's own driver file. Errc::gone: the group or its process is no more.
   Result<std::uint64_t> slice_us(const Group& group);
@@ -80,8 +81,8 @@ class Hold {
   Status force_on(const Group& group);
   // Bytes the audit found beyond the ledger (imports from other tenants, say): they count against the cap.
   void charge_beyond(std::uint32_t gpu, std::uint64_t bytes);
-  // Looks again at what no call announces: unmapped managed memory, driver files that were closed. pump() does it before
-  // it refuses anything and when a process ends; call it with each audit.
+  // Looks again at what no call announces: unmapped managed memory, driver files that were closed. pump()
+  // does it before it refuses anything and when a process ends; call it with each audit.
   void reconcile();
 
  private:

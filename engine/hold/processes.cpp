@@ -8,8 +8,8 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -127,7 +127,8 @@ bool Processes::adopt(std::uint32_t number, int pid, std::uint64_t start_time) {
 void Processes::forget(std::uint32_t number) {
   const auto known = processes_.find(number);
   if (known == processes_.end()) return;
-  if (const auto at = by_pid_.find(known->second.pid); at != by_pid_.end() && at->second == number) by_pid_.erase(at);
+  if (const auto at = by_pid_.find(known->second.pid); at != by_pid_.end() && at->second == number)
+    by_pid_.erase(at);
   std::erase_if(threads_, [number](const auto& thread) { return thread.second.process == number; });
   std::erase_if(files_, [number](const auto& file) { return file.first.first == number; });
   processes_.erase(known);
@@ -271,7 +272,8 @@ std::uint32_t Processes::find_heir(int fd, int ours) {
 std::uint32_t Processes::find_heir(int fd, const std::function<bool(const rm::DriverFile&)>& is) {
   std::uint32_t heir = 0;
   any_number("/proc", [&](int pid) {
-    if (pid <= 0 || pid == ::getpid() || kind_of(pid, fd) != FileKind::control || !filtered(pid)) return false;
+    if (pid <= 0 || pid == ::getpid() || kind_of(pid, fd) != FileKind::control || !filtered(pid))
+      return false;
     const auto pidfd = open_pidfd(pid, 0);
     if (!pidfd) return false;
     auto file = rm::DriverFile::borrow(pidfd.get(), fd);
@@ -324,11 +326,13 @@ std::vector<Processes::Lost> Processes::lost(std::optional<std::uint32_t> only_o
     for (const auto& [other, process] : processes_) {
       if (lost.heir != 0) break;
       if (gone && other == number_here) continue;
-      const bool found = any_number(fmt::format("/proc/{}/fd", process.pid), [&, number_of = other, pid = process.pid](int theirs) {
-        if (!same_file(pid, theirs, at->second.fd()) || files_.contains({number_of, theirs})) return false;
-        lost.heir_fd = theirs;
-        return true;
-      });
+      const bool found = any_number(
+          fmt::format("/proc/{}/fd", process.pid), [&, number_of = other, pid = process.pid](int theirs) {
+            if (!same_file(pid, theirs, at->second.fd()) || files_.contains({number_of, theirs}))
+              return false;
+            lost.heir_fd = theirs;
+            return true;
+          });
       if (found) lost.heir = other;
     }
     if (lost.heir == 0 && std::any_of(processes_.begin(), processes_.end(), [&](const auto& one) {
@@ -356,8 +360,8 @@ std::uint64_t Processes::mapped_managed(std::uint32_t process) {
   if (known == processes_.end()) return 0;
   if (!uvm_.known) uvm_ = identify("dev/nvidia-uvm");
   if (!uvm_.known) return 0;
-  // "7f00-7f10 rw-s 0000 08:01 1234 /path": the device and inode of the file that is mapped; for a device node, of the
-  // node, so that it is told by its name as well.
+  // "7f00-7f10 rw-s 0000 08:01 1234 /path": the device and inode of the file that is mapped; for a device
+  // node, of the node, so that it is told by its name as well.
   std::FILE* maps = std::fopen(fmt::format("/proc/{}/maps", known->second.pid).c_str(), "re");
   if (maps == nullptr) return ~0ULL;
   std::uint64_t sum = 0;
@@ -366,7 +370,8 @@ std::uint64_t Processes::mapped_managed(std::uint32_t process) {
     unsigned long from = 0, to = 0, inode = 0;
     unsigned major = 0, minor = 0;
     int name = 0;
-    if (std::sscanf(line, "%lx-%lx %*s %*x %x:%x %lu %n", &from, &to, &major, &minor, &inode, &name) < 5) continue;
+    if (std::sscanf(line, "%lx-%lx %*s %*x %x:%x %lu %n", &from, &to, &major, &minor, &inode, &name) < 5)
+      continue;
     const bool it = uvm_.character != 0 ? name > 0 && std::strstr(line + name, "nvidia-uvm") != nullptr
                                         : inode == uvm_.inode && makedev(major, minor) == uvm_.device;
     if (it) sum += to - from;

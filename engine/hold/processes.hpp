@@ -1,5 +1,5 @@
-// The tenant's processes and threads as they are met in calls, and its driver files, borrowed. All of it is found again
-// by looking: nothing here needs to outlive the arbiter.
+// The tenant's processes and threads as they are met in calls, and its driver files, borrowed. All of it is
+// found again by looking: nothing here needs to outlive the arbiter.
 #pragma once
 
 #include <condition_variable>
@@ -22,8 +22,8 @@ struct stat;
 
 namespace bulkhead::hold {
 
-// Closes files on a thread of its own: the last close of a driver file tears a process's contexts down, which takes
-// the driver long, and pump() must not wait for it.
+// Closes files on a thread of its own: the last close of a driver file tears a process's contexts down, which
+// takes the driver long, and pump() must not wait for it.
 class Closer {
  public:
   Closer();
@@ -59,8 +59,8 @@ class Processes {
   explicit Processes(std::filesystem::path root);
 
   int epoll() const { return epoll_.get(); }
-  // The process of a thread, which must exist: its call waits. A process met for the first time gets the number
-  // `next`, which is told by `born`. Errc::gone: it ended meanwhile.
+  // The process of a thread, which must exist: its call waits. A process met for the first time gets the
+  // number `next`, which is told by `born`. Errc::gone: it ended meanwhile.
   Result<std::uint32_t> process_of(int tid);
   // A process known from before, by number. False: it is no more.
   bool adopt(std::uint32_t number, int pid, std::uint64_t start_time);
@@ -70,8 +70,8 @@ class Processes {
   std::vector<std::uint32_t> born();  // those met since the last call
 
   FileKind kind_of(int tid, int fd);
-  // The driver's control file behind the thread's descriptor; null when it is none, or another one than was borrowed
-  // under this number before and is not given up yet (lost()). Valid until the next call here.
+  // The driver's control file behind the thread's descriptor; null when it is none, or another one than was
+  // borrowed under this number before and is not given up yet (lost()). Valid until the next call here.
   rm::DriverFile* control_file(std::uint32_t process, int tid, int fd);
   // The same by what was borrowed before, for a process as a whole.
   rm::DriverFile* control_file(std::uint32_t process, int fd);
@@ -79,15 +79,16 @@ class Processes {
   struct Lost {
     std::uint32_t process = 0;
     int fd = -1;
-    std::uint32_t heir = 0;  // another process that has the same file open, or the same one elsewhere; 0: nobody
+    std::uint32_t heir =
+        0;  // another process that has the same file open, or the same one elsewhere; 0: nobody
     int heir_fd = -1;
     std::optional<rm::DriverFile> file = {};  // when nobody: to be closed
   };
   // Borrowed files that their process has no longer at that descriptor; or all those of a process that ended.
   // May meet processes, see born().
   std::vector<Lost> lost(std::optional<std::uint32_t> only_of_gone = {});
-  // A living process under some filter that has at `fd` a driver file of which `is` says that it is the one; for files
-  // whose borrowed copy died with an arbiter. 0: none. May meet a process.
+  // A living process under some filter that has at `fd` a driver file of which `is` says that it is the one;
+  // for files whose borrowed copy died with an arbiter. 0: none. May meet a process.
   std::uint32_t find_heir(int fd, const std::function<bool(const rm::DriverFile&)>& is);
   std::uint64_t mapped_managed(std::uint32_t process);  // bytes; ~0: cannot be read
 

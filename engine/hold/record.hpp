@@ -1,5 +1,5 @@
-// The memory that outlives an arbiter: the events that make the ledger, and the call in flight. Every state a kill can
-// leave is one of those that Hold's recovery names: each step ends with one store that makes it so.
+// The memory that outlives an arbiter: the events that make the ledger, and the call in flight. Every state a
+// kill can leave is one of those that Hold's recovery names: each step ends with one store that makes it so.
 #pragma once
 
 #include <atomic>
@@ -37,7 +37,7 @@ struct Record {
   // ---- the call in flight: there is one when call.arch != 0
   seccomp::Call call;
   std::atomic<Stage> stage;
-  std::uint32_t known;    // the handle was in the ledger before the driver was asked
+  std::uint32_t known;     // the handle was in the ledger before the driver was asked
   std::uint64_t sequence;  // of the ledger then: it has grown when the outcome is in it
   std::uint32_t rights;
   union {
@@ -50,7 +50,7 @@ struct Record {
 
   // ---- the events: log[half][0..count)
   std::atomic<std::uint64_t> log_state;  // half << 63 | count
-  std::uint64_t base[2];                 // events before those of each half, as far as sequence() is concerned
+  std::uint64_t base[2];  // events before those of each half, as far as sequence() is concerned
   ledger::Event log[2][log_capacity];
 };
 

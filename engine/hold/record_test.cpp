@@ -27,8 +27,14 @@ TEST(HoldRecord, a_journal_opened_again_has_the_same_ledger_through_any_number_o
   for (int i = 0; i < 60'000; ++i) {
     const auto handle = static_cast<std::uint32_t>(100 + random() % 3000);
     const bool free = random() % 2 == 0;
-    const Event event{.kind = free ? Kind::free : Kind::object, .what = What::memory, .process = 1, .client = 0xc1,
-                      .parent = 2, .handle = handle, .bytes = 4096ULL * (1 + random() % 100), .fd = 3};
+    const Event event{.kind = free ? Kind::free : Kind::object,
+                      .what = What::memory,
+                      .process = 1,
+                      .client = 0xc1,
+                      .parent = 2,
+                      .handle = handle,
+                      .bytes = 4096ULL * (1 + random() % 100),
+                      .fd = 3};
     if (journal->apply(event)) ++applied;
     ASSERT_EQ(journal->sequence(), applied);
     if (i % 977 == 0) {
@@ -52,12 +58,19 @@ TEST(HoldRecord, a_record_cut_off_before_its_last_store_is_the_one_before) {
   std::uint64_t used = 0;
   {
     Journal journal(*mapped.record);
-    journal.apply({.kind = Kind::object, .what = What::memory, .process = 1, .client = 0xc1, .parent = 2, .handle = 5,
-                   .bytes = 4096, .fd = 3});
+    journal.apply({.kind = Kind::object,
+                   .what = What::memory,
+                   .process = 1,
+                   .client = 0xc1,
+                   .parent = 2,
+                   .handle = 5,
+                   .bytes = 4096,
+                   .fd = 3});
     used = journal.ledger().used(0);
   }
   const auto state = mapped.record->log_state.load();
-  mapped.record->log[state >> 63U][state & ~(1ULL << 63U)] = {.kind = Kind::free, .client = 0xc1, .handle = 5};
+  mapped.record->log[state >> 63U][state & ~(1ULL << 63U)] = {
+      .kind = Kind::free, .client = 0xc1, .handle = 5};
   EXPECT_EQ(Journal(*mapped.record).ledger().used(0), used);
 }
 

@@ -1,13 +1,13 @@
-// The hold over the twin's driver, in processes of their own: a tenant under the real filter, an arbiter that may be killed.
-// usage: hold_test SCENARIO [ARGUMENT]; says why and exits 1 when something is wrong.
+// The hold over the twin's driver, in processes of their own: a tenant under the real filter, an arbiter that
+// may be killed. usage: hold_test SCENARIO [ARGUMENT]; says why and exits 1 when something is wrong.
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/user.h>
@@ -50,17 +50,17 @@ fs::path twin_dir;
   std::fflush(nullptr);
   ::_exit(1);
 }
-#define WANT(condition) \
-  do { \
+#define WANT(condition)                                                                               \
+  do {                                                                                                \
     if (!(condition)) fail(std::string(__func__) + ":" + std::to_string(__LINE__) + ": " #condition); \
   } while (false)
-#define SAME(a, b) \
-  do { \
-    const auto one_ = (a); \
-    const auto two_ = (b); \
-    if (!(one_ == two_)) \
-      fail(std::string(__func__) + ":" + std::to_string(__LINE__) + ": " #a " = " + std::to_string(one_) + ", " #b " = " + \
-           std::to_string(two_)); \
+#define SAME(a, b)                                                                                         \
+  do {                                                                                                     \
+    const auto one_ = (a);                                                                                 \
+    const auto two_ = (b);                                                                                 \
+    if (!(one_ == two_))                                                                                   \
+      fail(std::string(__func__) + ":" + std::to_string(__LINE__) + ": " #a " = " + std::to_string(one_) + \
+           ", " #b " = " + std::to_string(two_));                                                          \
   } while (false)
 
 // ---- what a program does to the driver
@@ -82,7 +82,8 @@ struct Device {
     call.handle = handle;
     call.cls = cls;
     call.params = reinterpret_cast<std::uint64_t>(params);
-    if (::ioctl(fd, abi::request(abi::esc_alloc, sizeof call), &call) != 0) return 0x10000U + static_cast<unsigned>(errno);
+    if (::ioctl(fd, abi::request(abi::esc_alloc, sizeof call), &call) != 0)
+      return 0x10000U + static_cast<unsigned>(errno);
     handle = call.handle;
     return call.status;
   }
@@ -108,7 +109,8 @@ struct Device {
   }
   std::uint32_t free(std::uint32_t handle) const {
     abi::Free call{client, device, handle, 0xffff};
-    if (::ioctl(fd, abi::request(abi::esc_free, sizeof call), &call) != 0) return 0x10000U + static_cast<unsigned>(errno);
+    if (::ioctl(fd, abi::request(abi::esc_free, sizeof call), &call) != 0)
+      return 0x10000U + static_cast<unsigned>(errno);
     return call.status;
   }
   std::uint32_t control(std::uint32_t object, std::uint32_t command, void* params, std::size_t size) const {
@@ -231,7 +233,8 @@ struct Tenant {
 // Pumps until the program says a byte, or ends (false).
 bool serve(hold::Hold& hold, const Tenant& tenant, bool stop_at_byte = true) {
   for (;;) {
-    pollfd fds[3] = {{hold.listener(), POLLIN, 0}, {hold.processes_fd(), POLLIN, 0}, {tenant.from, POLLIN, 0}};
+    pollfd fds[3] = {
+        {hold.listener(), POLLIN, 0}, {hold.processes_fd(), POLLIN, 0}, {tenant.from, POLLIN, 0}};
     ::poll(fds, stop_at_byte ? 3 : 2, -1);
     const auto pumped = hold.pump();
     if (!pumped.ok()) {
@@ -249,8 +252,8 @@ bool serve(hold::Hold& hold, const Tenant& tenant, bool stop_at_byte = true) {
 }
 
 // Runs a program that steps: at each byte `look` is called, then it goes on.
-void run(const std::function<int(Tenant&)>& program, const std::function<void(hold::Hold&, Tenant&, int)>& look = {},
-         std::uint64_t cap = 1 * GiB) {
+void run(const std::function<int(Tenant&)>& program,
+         const std::function<void(hold::Hold&, Tenant&, int)>& look = {}, std::uint64_t cap = 1 * GiB) {
   Tenant tenant(program, cap);
   open_twin();
   auto hold = tenant.hold();
@@ -302,7 +305,8 @@ void sizes() {
       [](Tenant& t) {
         Device d;
         d.start();
-        for (const std::uint64_t size : {1ULL, 4096ULL, 65536ULL, 65537ULL, 1000000ULL, 1048576ULL, 3000000ULL})
+        for (const std::uint64_t size :
+             {1ULL, 4096ULL, 65536ULL, 65537ULL, 1000000ULL, 1048576ULL, 3000000ULL})
           SAME(d.memory(size), 0U);
         std::uint32_t chosen = 0;
         SAME(d.memory(2 * MiB, &chosen, 0), 0U);
@@ -508,9 +512,12 @@ void signals() {  // a call that was received is made once, whatever signals com
 void unshared() {
   run(
       [](Tenant& t) {
+        Device first;  // the twin's own descriptors must be in both tables
+        first.start();
         std::atomic<bool> done{false}, ready{false};
         std::thread hidden([&] {
           WANT(::unshare(CLONE_FILES) == 0);
+          WANT(::open("/dev/null", O_RDONLY) >= 0);  // the same number for two driver files is refused
           Device d;
           d.start();
           SAME(d.memory(512 * MiB), 0U);
@@ -547,9 +554,11 @@ void groups() {
         std::uint32_t copier = 0x5c000200, copies = 0x5c000201;
         SAME(d.make(d.client, d.device, copier, abi::class_channel_group, &params), 0U);
         SAME(d.make(d.client, copier, copies, 0xc86f), 0U);
+        std::uint64_t own = 2048;  // as libcuda does, last of all
+        SAME(d.control(group, abi::cmd_group_set_timeslice, &own, sizeof own), 0U);
         step(t);
         std::uint64_t us = 77;
-        SAME(d.control(group, abi::cmd_group_set_timeslice, &us, sizeof us), std::uint32_t{abi::err_insufficient_permissions});
+        SAME(d.control(group, abi::cmd_group_set_timeslice, &us, sizeof us), 0U);  // it hears so
         SAME(d.control(group, abi::cmd_group_get_timeslice, &us, sizeof us), 0U);
         SAME(us, 5000U);
         step(t);
@@ -695,9 +704,11 @@ void ways_around() {
         SAME(heap[5], std::uint32_t{abi::err_not_supported});
         // A handle that is refused takes nothing out of the books.
         std::uint32_t taken = d.next - 1;
-        SAME(d.make(d.client, d.device, taken, abi::class_subdevice), std::uint32_t{abi::err_insert_duplicate_name});
+        SAME(d.make(d.client, d.device, taken, abi::class_subdevice),
+             std::uint32_t{abi::err_insert_duplicate_name});
         // Addresses that are none.
-        WANT(::ioctl(d.fd, abi::request(abi::esc_alloc, sizeof call), reinterpret_cast<void*>(8)) == -1 && errno == EFAULT);
+        WANT(::ioctl(d.fd, abi::request(abi::esc_alloc, sizeof call), reinterpret_cast<void*>(8)) == -1 &&
+             errno == EFAULT);
         call.params = 8;
         WANT(::ioctl(d.fd, abi::request(abi::esc_alloc, sizeof call), &call) == -1 && errno == EFAULT);
         step(t);
@@ -750,8 +761,8 @@ int careful(Tenant& t) {
   return 0;
 }
 
-// An arbiter in a process of its own. With `stops`, it is killed at that system call stop (entries and exits count);
-// true: it was.
+// An arbiter in a process of its own. With `stops`, it is killed at that system call stop (entries and exits
+// count); true: it was.
 bool arbiter(const Tenant& tenant, long stops, long* counted = nullptr) {
   const int pid = ::fork();
   if (pid == 0) {
@@ -761,7 +772,8 @@ bool arbiter(const Tenant& tenant, long stops, long* counted = nullptr) {
     }
     auto hold = tenant.hold();
     for (;;) {
-      pollfd fds[3] = {{hold->listener(), POLLIN, 0}, {hold->processes_fd(), POLLIN, 0}, {tenant.from, POLLIN, 0}};
+      pollfd fds[3] = {
+          {hold->listener(), POLLIN, 0}, {hold->processes_fd(), POLLIN, 0}, {tenant.from, POLLIN, 0}};
       ::poll(fds, 3, -1);
       if (!hold->pump().ok()) ::_exit(9);
       if (hold->used(0) > 1 * GiB) ::_exit(8);
@@ -793,12 +805,15 @@ bool arbiter(const Tenant& tenant, long stops, long* counted = nullptr) {
 
 void settle(Tenant& tenant, const std::string& where) {
   std::uint64_t numbers[2] = {};
-  if (::read(tenant.from, numbers, sizeof numbers) != sizeof numbers) fail(where + ": the program did not get through");
+  if (::read(tenant.from, numbers, sizeof numbers) != sizeof numbers)
+    fail(where + ": the program did not get through");
   auto hold = tenant.hold();
   if (hold->used(0) != numbers[0] + numbers[1] || truth() != numbers[0])
-    fail(where + ": used " + std::to_string(hold->used(0) / MiB) + " driver " + std::to_string(truth() / MiB) + " program " +
-         std::to_string(numbers[0] / MiB) + " managed " + std::to_string(numbers[1] / MiB));
-  if (hold->groups().size() != 1 || hold->groups()[0].channels.size() != 1) fail(where + ": the group is lost");
+    fail(where + ": used " + std::to_string(hold->used(0) / MiB) + " driver " +
+         std::to_string(truth() / MiB) + " program " + std::to_string(numbers[0] / MiB) + " managed " +
+         std::to_string(numbers[1] / MiB));
+  if (hold->groups().size() != 1 || hold->groups()[0].channels.size() != 1)
+    fail(where + ": the group is lost");
   tenant.tell();
   serve(*hold, tenant, false);
   if (tenant.reap() != 0) fail(where + ": the program failed");
@@ -829,7 +844,8 @@ void kill_storm(long rounds) {
   long kills = 0;
   for (long round = 0; round < rounds; ++round) {
     Tenant tenant(careful);
-    for (int i = 0; arbiter(tenant, i > 400 ? 1'000'000 : static_cast<long>(60 + random() % 400)); ++i) ++kills;
+    for (int i = 0; arbiter(tenant, i > 400 ? 1'000'000 : static_cast<long>(60 + random() % 400)); ++i)
+      ++kills;
     settle(tenant, "storm " + std::to_string(round));
   }
   std::printf("%ld kills", kills);
@@ -888,8 +904,10 @@ void bench(long pairs) {
     *shared = measure();
     return 0;
   });
-  std::printf("alloc+free %.1f us unheld, %.1f held: +%.1f us, %.2f times; another control %.1f us, %.1f held", free_pair.first,
-              shared->first, shared->first - free_pair.first, shared->first / free_pair.first, free_pair.second, shared->second);
+  std::printf(
+      "alloc+free %.1f us unheld, %.1f held: +%.1f us, %.2f times; another control %.1f us, %.1f held",
+      free_pair.first, shared->first, shared->first - free_pair.first, shared->first / free_pair.first,
+      free_pair.second, shared->second);
 }
 
 // Any program, on whatever driver there is: hold_test run MIB PROGRAM...
@@ -919,9 +937,11 @@ int run_program(std::uint64_t cap, char** argv) {
     groups = std::max(groups, hold.groups().size());
     if (!pumped.ok()) break;
   }
-  std::fprintf(stderr, "held: peak %lu MiB, managed %lu MiB, left %lu MiB, refused %lu, escapes %lu, self set %lu, groups %zu; %lu pumps of %.1f us\n",
-               peak / MiB, managed / MiB, hold.used(0) / MiB, hold.refused(), hold.escapes(), hold.self_set(), groups, pumps,
-               static_cast<double>(busy_ns) / 1000 / static_cast<double>(pumps));
+  std::fprintf(stderr,
+               "held: peak %lu MiB, managed %lu MiB, left %lu MiB, refused %lu, escapes %lu, self set %lu, "
+               "groups %zu; %lu pumps of %.1f us\n",
+               peak / MiB, managed / MiB, hold.used(0) / MiB, hold.refused(), hold.escapes(), hold.self_set(),
+               groups, pumps, static_cast<double>(busy_ns) / 1000 / static_cast<double>(pumps));
   return tenant.reap();
 }
 
@@ -930,7 +950,8 @@ int run_program(std::uint64_t cap, char** argv) {
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const std::string scenario = argv[1];
-  if (scenario == "run" && argc > 3) return run_program(static_cast<std::uint64_t>(std::atoll(argv[2])) * MiB, argv + 3);
+  if (scenario == "run" && argc > 3)
+    return run_program(static_cast<std::uint64_t>(std::atoll(argv[2])) * MiB, argv + 3);
   const char* root = std::getenv("BULKHEAD_ROOT");
   if (root == nullptr) {
     std::string pattern = "/dev/shm/bulkhead-hold-XXXXXX";
@@ -952,11 +973,24 @@ int main(int argc, char** argv) {
   twin_dir = fs::path(root).parent_path();
   const long number = argc > 2 ? std::atol(argv[2]) : 1;
   const std::map<std::string, std::function<void()>> scenarios = {
-      {"cap", cap}, {"sizes", sizes}, {"processes", processes}, {"closed", closed}, {"inherited", inherited}, {"inherited-meanwhile", inherited_meanwhile},
-      {"threads", threads}, {"groups", groups}, {"signals", signals}, {"unshared", unshared}, {"sight", sight}, {"managed", managed}, {"exports", exports},
-      {"ways-around", ways_around}, {"orphan", orphan},
+      {"cap", cap},
+      {"sizes", sizes},
+      {"processes", processes},
+      {"closed", closed},
+      {"inherited", inherited},
+      {"inherited-meanwhile", inherited_meanwhile},
+      {"threads", threads},
+      {"groups", groups},
+      {"signals", signals},
+      {"unshared", unshared},
+      {"sight", sight},
+      {"managed", managed},
+      {"exports", exports},
+      {"ways-around", ways_around},
+      {"orphan", orphan},
       {"kill-each", [&] { kill_each(argc > 3 ? std::atol(argv[3]) : 1, number); }},
-      {"kill-storm", [&] { kill_storm(number); }}, {"bench", [&] { bench(number); }}};
+      {"kill-storm", [&] { kill_storm(number); }},
+      {"bench", [&] { bench(number); }}};
   const auto found = scenarios.find(scenario);
   if (found == scenarios.end()) return 2;
   found->second();
