@@ -68,7 +68,8 @@ Ledger::Index Ledger::client_node(const Event& event) {
   return made;
 }
 
-// What was made before the watch began, or through a class nobody records, still has children that go with it.
+// What was made before the watch began, or through a class nobody records, still has children that go with
+// it.
 Ledger::Index Ledger::parent_node(const Event& event, Index client) {
   if (event.parent == event.client) return client;
   if (const Index known = find(event.client, event.parent); known != 0) return known;
@@ -101,7 +102,8 @@ bool Ledger::guarded(Index top) const {
 Ledger::Index Ledger::place(const Event& event) {
   if (event.handle == 0 || event.handle == event.client) return 0;
   if (const Index known = find(event.client, event.handle); known != 0 && !nodes_[known].placeholder) {
-    // The driver would have refused a handle that is taken; so either what is known here is gone, or nothing was made.
+    // The driver would have refused a handle that is taken; so either what is known here is gone, or nothing
+    // was made.
     if (event.hearsay != 0 && guarded(known)) return 0;
     free_tree(known);
   }
@@ -137,7 +139,8 @@ bool Ledger::add(const Event& event) {
   Node& node = nodes_[made];
   node.engine = event.engine;
   if (event.what == What::group) node.born_ns = event.bytes;
-  if (event.what == What::group || event.what == What::channel || event.what == What::subdevice) ++generation_;
+  if (event.what == What::group || event.what == What::channel || event.what == What::subdevice)
+    ++generation_;
   if (event.what == What::memory && event.gpu < max_gpus) {
     const Index block = take_block();
     blocks_[block].bytes = event.bytes;
@@ -180,7 +183,8 @@ void Ledger::hold(Index node, Index block) {
   ++blocks_[block].handles;
 }
 
-// Frees the bytes when nothing keeps them. Kept without a handle they count as an object, so that they are bounded.
+// Frees the bytes when nothing keeps them. Kept without a handle they count as an object, so that they are
+// bounded.
 void Ledger::release(Index at) {
   Block& block = blocks_[at];
   if (!block.used || block.handles != 0) return;
@@ -249,7 +253,8 @@ bool Ledger::end_process(std::uint32_t process) {
 bool Ledger::apply(const Event& event) {
   switch (event.kind) {
     case Kind::process: {
-      if (event.process == 0 || processes_.size() >= max_processes || processes_.contains(event.process)) return false;
+      if (event.process == 0 || processes_.size() >= max_processes || processes_.contains(event.process))
+        return false;
       processes_[event.process] = {.pid = static_cast<int>(event.source_client), .start_time = event.bytes};
       return true;
     }
@@ -258,7 +263,8 @@ bool Ledger::apply(const Event& event) {
     case Kind::moved: {
       bool any = false;
       for (Node& node : nodes_) {
-        if (!node.used || node.what != What::client || node.process != event.process || node.fd != event.fd) continue;
+        if (!node.used || node.what != What::client || node.process != event.process || node.fd != event.fd)
+          continue;
         node.process = event.cls;
         node.fd = static_cast<int>(event.source_handle);
         any = true;
@@ -379,7 +385,11 @@ std::vector<Group> Ledger::groups() const {
   std::vector<Group> out;
   for (const Node& node : nodes_) {
     if (!node.used || node.what != What::group || node.placeholder) continue;
-    Group group{.process = 0, .gpu = node.gpu, .engine = node.engine, .client = node.client, .handle = node.handle,
+    Group group{.process = 0,
+                .gpu = node.gpu,
+                .engine = node.engine,
+                .client = node.client,
+                .handle = node.handle,
                 .born_ns = node.born_ns};
     for (Index at = node.first_child; at != 0; at = nodes_[at].next)
       if (nodes_[at].what == What::channel) group.channels.push_back(nodes_[at].handle);
@@ -391,15 +401,15 @@ std::vector<Group> Ledger::groups() const {
       for (Index device = nodes_[top].first_child; device != 0; device = nodes_[device].next) {
         if (nodes_[device].gpu != node.gpu) continue;
         for (Index at = nodes_[device].first_child; at != 0; at = nodes_[at].next)
-          if (nodes_[at].what == What::subdevice && (group.subdevice == 0 || nodes_[at].handle < group.subdevice))
+          if (nodes_[at].what == What::subdevice &&
+              (group.subdevice == 0 || nodes_[at].handle < group.subdevice))
             group.subdevice = nodes_[at].handle;
       }
     }
     out.push_back(std::move(group));
   }
-  std::sort(out.begin(), out.end(), [](const Group& a, const Group& b) {
-    return key(a.client, a.handle) < key(b.client, b.handle);
-  });
+  std::sort(out.begin(), out.end(),
+            [](const Group& a, const Group& b) { return key(a.client, a.handle) < key(b.client, b.handle); });
   return out;
 }
 
@@ -426,10 +436,14 @@ std::optional<std::pair<std::uint32_t, int>> Ledger::owner_of(std::uint32_t clie
 
 void Ledger::snapshot(const std::function<void(const Event&)>& take) const {
   for (const auto& [number, process] : processes_) {
-    take({.kind = Kind::process, .process = number, .source_client = static_cast<std::uint32_t>(process.pid),
+    take({.kind = Kind::process,
+          .process = number,
+          .source_client = static_cast<std::uint32_t>(process.pid),
           .bytes = process.start_time});
     if (process.managed != 0 || process.managed_gpu != 0)
-      take({.kind = Kind::managed, .gpu = static_cast<std::uint8_t>(process.managed_gpu), .process = number,
+      take({.kind = Kind::managed,
+            .gpu = static_cast<std::uint8_t>(process.managed_gpu),
+            .process = number,
             .bytes = process.managed});
   }
   std::vector<Index> first(blocks_.size());  // the handle that was told already
@@ -441,9 +455,17 @@ void Ledger::snapshot(const std::function<void(const Event&)>& take) const {
     while (at != 0) {
       const Node& node = nodes_[at];
       if (!node.placeholder) {  // one is made again by its children; without any it says nothing
-        Event event{.kind = Kind::object, .what = node.what, .gpu = node.gpu, .process = client.process,
-                    .client = node.client, .parent = nodes_[node.parent].handle, .handle = node.handle,
-                    .cls = node.cls, .bytes = node.born_ns, .fd = client.fd, .engine = node.engine};
+        Event event{.kind = Kind::object,
+                    .what = node.what,
+                    .gpu = node.gpu,
+                    .process = client.process,
+                    .client = node.client,
+                    .parent = nodes_[node.parent].handle,
+                    .handle = node.handle,
+                    .cls = node.cls,
+                    .bytes = node.born_ns,
+                    .fd = client.fd,
+                    .engine = node.engine};
         if (node.imported) {
           event.kind = Kind::import;
         } else if (node.block != 0 && first[node.block] != 0) {
@@ -457,7 +479,9 @@ void Ledger::snapshot(const std::function<void(const Event&)>& take) const {
         take(event);
         told = true;
         if (event.kind == Kind::object && node.block != 0 && blocks_[node.block].exporter != 0)
-          take({.kind = Kind::exported, .process = blocks_[node.block].exporter, .client = node.client,
+          take({.kind = Kind::exported,
+                .process = blocks_[node.block].exporter,
+                .client = node.client,
                 .handle = node.handle});
       }
       if (node.first_child != 0) {
@@ -469,8 +493,12 @@ void Ledger::snapshot(const std::function<void(const Event&)>& take) const {
       at = nodes_[at].next;
     }
     if (!told) {  // a client without objects is told by one that is freed again
-      const Event brief{.kind = Kind::object, .process = client.process, .client = client.handle,
-                        .parent = client.handle, .handle = client.handle ^ 1U, .fd = client.fd};
+      const Event brief{.kind = Kind::object,
+                        .process = client.process,
+                        .client = client.handle,
+                        .parent = client.handle,
+                        .handle = client.handle ^ 1U,
+                        .fd = client.fd};
       take(brief);
       take({.kind = Kind::free, .client = brief.client, .handle = brief.handle});
     }

@@ -1,12 +1,13 @@
-// What one tenant holds in the driver: an object tree with bytes, kept by watching the calls that make and free
-// objects. Pure. The sum of device memory here equals what NVML reports for the tenant's processes (H100: to the MiB),
-// so a cap on this sum is a cap on the real thing.
+// What one tenant holds in the driver: an object tree with bytes, kept by watching the calls that make and
+// free objects. Pure. The sum of device memory here equals what NVML reports for the tenant's processes
+// (H100: to the MiB), so a cap on this sum is a cap on the real thing.
 //
-// The ledger is a fold over events: the same events give the same ledger, and snapshot() gives fewer events that give
-// the same ledger again. Whoever keeps the events survives its own death.
+// The ledger is a fold over events: the same events give the same ledger, and snapshot() gives fewer events
+// that give the same ledger again. Whoever keeps the events survives its own death.
 //
-// When in doubt it holds too much, never too little: a call of which only the request was seen (hearsay) cannot take
-// bytes out; exported bytes stay until their exporter ends, and beyond while the tenant imports anything.
+// When in doubt it holds too much, never too little: a call of which only the request was seen (hearsay)
+// cannot take bytes out; exported bytes stay until their exporter ends, and beyond while the tenant imports
+// anything.
 #pragma once
 
 #include <array>
@@ -20,24 +21,25 @@
 
 namespace bulkhead::ledger {
 
-inline constexpr std::size_t max_gpus = 16;           // by the driver's device instance
-inline constexpr std::size_t max_objects = 131072;    // of one tenant: 141 GiB in chunks of 2 MiB, nearly twice. At the
-                                                      // bound new objects are not taken: full() says so beforehand
-inline constexpr std::size_t max_processes = 4096;    // of one tenant at a time; likewise
+inline constexpr std::size_t max_gpus = 16;  // by the driver's device instance
+inline constexpr std::size_t max_objects =
+    131072;  // of one tenant: 141 GiB in chunks of 2 MiB, nearly twice. At the
+             // bound new objects are not taken: full() says so beforehand
+inline constexpr std::size_t max_processes = 4096;  // of one tenant at a time; likewise
 
 enum class Kind : std::uint8_t {
   none,
   process,       // process; source_client: pid; bytes: start time
   process_gone,  // process; everything of its clients goes
   moved,         // clients of `process` at `fd` live on with process `cls` at fd `source_handle`
-  object,        // process, fd, client, parent, handle, what, gpu, bytes, cls. A client not seen before begins here
-  duplicate,     // client, parent, handle of source_client, source_handle: the same bytes
-  import,        // client, parent, handle: bytes that another process is charged for
-  free,          // client, handle, and all below
-  exported,      // client, handle: others may hold its bytes from now on, through process
-  kept,          // process, gpu, bytes: exported, with no handle left
-  orphaned,      // gpu, bytes: exported by a process that has ended, while others import
-  managed,       // process, gpu, bytes: all that it has mapped now
+  object,  // process, fd, client, parent, handle, what, gpu, bytes, cls. A client not seen before begins here
+  duplicate,  // client, parent, handle of source_client, source_handle: the same bytes
+  import,     // client, parent, handle: bytes that another process is charged for
+  free,       // client, handle, and all below
+  exported,   // client, handle: others may hold its bytes from now on, through process
+  kept,       // process, gpu, bytes: exported, with no handle left
+  orphaned,   // gpu, bytes: exported by a process that has ended, while others import
+  managed,    // process, gpu, bytes: all that it has mapped now
 };
 
 enum class What : std::uint8_t { other, client, device, subdevice, group, channel, memory };
@@ -80,7 +82,9 @@ class Ledger {
   // Bytes charged to the tenant on one GPU: memory, what exports keep, managed.
   std::uint64_t used(std::uint32_t gpu) const;
   std::uint64_t managed(std::uint32_t gpu) const { return gpu < max_gpus ? managed_[gpu] : 0; }
-  bool full() const { return live_ + 3 >= max_objects; }  // an object may bring its client and its parent along
+  bool full() const {
+    return live_ + 3 >= max_objects;
+  }  // an object may bring its client and its parent along
 
   bool knows(std::uint32_t client, std::uint32_t handle) const;
   // Whether freeing the handle frees anything known.
@@ -93,7 +97,7 @@ class Ledger {
   std::uint32_t home_of(std::uint32_t process) const;
 
   const std::map<std::uint32_t, Process>& processes() const { return processes_; }
-  std::vector<Group> groups() const;  // those with channels
+  std::vector<Group> groups() const;                        // those with channels
   std::uint64_t generation() const { return generation_; }  // changes with groups()
   // Descriptors through which a process has clients.
   std::vector<int> files_of(std::uint32_t process) const;
@@ -133,7 +137,7 @@ class Ledger {
   Index parent_node(const Event& event, Index client);
   void link(Index node, Index parent);
   void unlink(Index node);
-  bool guarded(Index node) const;  // bytes or a group at it or below
+  bool guarded(Index node) const;   // bytes or a group at it or below
   Index place(const Event& event);  // a node for the event's handle, or 0
   bool add(const Event& event);
   bool add_duplicate(const Event& event);

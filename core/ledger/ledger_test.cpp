@@ -15,10 +15,17 @@ Event process(std::uint32_t number) {
   return {.kind = Kind::process, .process = number, .source_client = 1000 + number, .bytes = 77};
 }
 Event gone(std::uint32_t number) { return {.kind = Kind::process_gone, .process = number}; }
-Event object(What what, std::uint32_t client, std::uint32_t parent, std::uint32_t handle, std::uint8_t gpu = 0,
-             std::uint64_t bytes = 0, std::uint32_t number = 1) {
-  return {.kind = Kind::object, .what = what, .gpu = gpu, .process = number, .client = client, .parent = parent,
-          .handle = handle, .bytes = bytes, .fd = 9};
+Event object(What what, std::uint32_t client, std::uint32_t parent, std::uint32_t handle,
+             std::uint8_t gpu = 0, std::uint64_t bytes = 0, std::uint32_t number = 1) {
+  return {.kind = Kind::object,
+          .what = what,
+          .gpu = gpu,
+          .process = number,
+          .client = client,
+          .parent = parent,
+          .handle = handle,
+          .bytes = bytes,
+          .fd = 9};
 }
 Event freed(std::uint32_t client, std::uint32_t handle) {
   return {.kind = Kind::free, .client = client, .handle = handle};
@@ -29,14 +36,21 @@ Event hearsay(Event event) {
 }
 Event duplicate(std::uint32_t client, std::uint32_t parent, std::uint32_t handle, std::uint32_t from,
                 std::uint32_t what, std::uint32_t number = 1) {
-  return {.kind = Kind::duplicate, .process = number, .client = client, .parent = parent, .handle = handle,
-          .source_client = from, .source_handle = what, .fd = 9};
+  return {.kind = Kind::duplicate,
+          .process = number,
+          .client = client,
+          .parent = parent,
+          .handle = handle,
+          .source_client = from,
+          .source_handle = what,
+          .fd = 9};
 }
 Event exported(std::uint32_t client, std::uint32_t handle, std::uint32_t number = 1) {
   return {.kind = Kind::exported, .process = number, .client = client, .handle = handle};
 }
 Event imported(std::uint32_t client, std::uint32_t parent, std::uint32_t handle, std::uint32_t number) {
-  return {.kind = Kind::import, .process = number, .client = client, .parent = parent, .handle = handle, .fd = 9};
+  return {
+      .kind = Kind::import, .process = number, .client = client, .parent = parent, .handle = handle, .fd = 9};
 }
 
 struct WithDevice : testing::Test {
@@ -166,7 +180,8 @@ TEST(Ledger, at_its_bound_it_says_so_and_takes_no_more) {
   std::uint32_t handle = 1000;
   while (!ledger.full()) ASSERT_TRUE(ledger.apply(object(What::memory, 0xc1, 0xc1, handle++, 0, MiB)));
   const auto used = ledger.used(0);
-  while (ledger.apply(object(What::memory, 0xc1, 0xc1, handle++, 0, MiB))) {}
+  while (ledger.apply(object(What::memory, 0xc1, 0xc1, handle++, 0, MiB))) {
+  }
   EXPECT_LE(ledger.used(0), used + 4 * MiB);
   Ledger again;
   std::size_t events = 0;
@@ -215,7 +230,8 @@ struct Naive {
   }
   bool guarded(std::uint32_t c, std::uint32_t h) {
     for (const auto x : below(c, h))
-      if (auto* o = find(c, x); o != nullptr && (o->bytes_id >= 0 || o->imported || o->what == What::group)) return true;
+      if (auto* o = find(c, x); o != nullptr && (o->bytes_id >= 0 || o->imported || o->what == What::group))
+        return true;
     return false;
   }
   bool handled(int id) {
@@ -246,7 +262,8 @@ struct Naive {
     if (e.parent != e.client && find(e.client, e.parent) == nullptr)
       objects.push_back({e.client, e.parent, e.client, What::other, true, false, -1, -1});
     made.parent = e.parent;
-    if (below(e.client, e.handle).contains(e.parent) && find(e.client, e.handle) != nullptr) made.parent = e.client;
+    if (below(e.client, e.handle).contains(e.parent) && find(e.client, e.handle) != nullptr)
+      made.parent = e.client;
     if (auto* old = find(e.client, e.handle)) {
       *old = made;
     } else {
@@ -257,7 +274,9 @@ struct Naive {
   void apply(const Event& e) {
     Object made{e.client, e.handle, e.parent, e.what, false, false, e.gpu < max_gpus ? e.gpu : -1, -1};
     switch (e.kind) {
-      case Kind::process: processes.try_emplace(e.process, 0, 0); break;
+      case Kind::process:
+        processes.try_emplace(e.process, 0, 0);
+        break;
       case Kind::process_gone: {
         if (processes.erase(e.process) == 0) break;
         for (auto copy = clients; const auto& [c, p] : copy)
@@ -281,7 +300,9 @@ struct Naive {
         break;
       case Kind::duplicate: {
         auto* from = find(e.source_client, e.source_handle);
-        if (from == nullptr || from->placeholder || (e.source_client == e.client && e.source_handle == e.handle)) break;
+        if (from == nullptr || from->placeholder ||
+            (e.source_client == e.client && e.source_handle == e.handle))
+          break;
         if (from->what == What::group || from->what == What::channel) break;
         const Object source = *from;
         made.what = source.what;
@@ -301,7 +322,8 @@ struct Naive {
         place(e, made);
         break;
       case Kind::free:
-        if (find(e.client, e.handle) == nullptr && !(e.client == e.handle && clients.contains(e.client))) break;
+        if (find(e.client, e.handle) == nullptr && !(e.client == e.handle && clients.contains(e.client)))
+          break;
         if (e.hearsay != 0 && guarded(e.client, e.handle)) break;
         remove(e.client, e.handle);
         break;
@@ -316,7 +338,8 @@ struct Naive {
       case Kind::managed:
         if (processes.contains(e.process)) processes[e.process] = {e.bytes, e.gpu};
         break;
-      default: break;
+      default:
+        break;
     }
   }
   std::uint64_t used(int gpu) {
@@ -425,7 +448,8 @@ TEST(Ledger, made_again_from_its_snapshot_it_is_the_same_from_then_on) {
       if (possible(e, ledger)) ledger.apply(e);
     }
     Ledger again;
-    ledger.snapshot([&](const Event& e) { ASSERT_TRUE(again.apply(e)) << seed << " " << static_cast<int>(e.kind); });
+    ledger.snapshot(
+        [&](const Event& e) { ASSERT_TRUE(again.apply(e)) << seed << " " << static_cast<int>(e.kind); });
     expect_same(ledger, again, seed, -1);
     for (int step = 0; step < 150; ++step) {
       const Event e = random_event(random);

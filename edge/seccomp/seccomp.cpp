@@ -33,28 +33,33 @@ constexpr std::uint32_t x32_bit = 0x80000000;  // no such ABI: no number has it
 #else
 #error "no filter for this architecture"
 #endif
-// Of the 32-bit ABI; the same on i386 and arm. The old mmap takes a pointer, which a filter cannot follow; no libc of
-// this century calls it.
+// Of the 32-bit ABI; the same on i386 and arm. The old mmap takes a pointer, which a filter cannot follow; no
+// libc of this century calls it.
 constexpr std::uint32_t other_ioctl = 54, other_old_mmap = 90, other_mmap2 = 192;
 
-constexpr std::uint32_t map_shared_bit = 0x01, map_anonymous = 0x20;  // MAP_SHARED_VALIDATE is 3: has the bit as well
+constexpr std::uint32_t map_shared_bit = 0x01,
+                        map_anonymous = 0x20;  // MAP_SHARED_VALIDATE is 3: has the bit as well
 
 // _IOC_NR and _IOC_SIZE of a request: all that the driver looks at.
 constexpr std::uint32_t key_mask = 0x3fff00ff;
 constexpr std::uint32_t key(std::uint32_t number, std::uint32_t size) { return size << 16 | number; }
 constexpr std::uint32_t keys[] = {
-    key(0x2b, 48), key(0x2b, 32),  // RM_ALLOC, RM_ALLOC in its older form
-    key(0x29, 16),                 // RM_FREE
-    key(0x2a, 32),                 // RM_CONTROL
-    key(0x34, 28),                 // RM_DUP_OBJECT
-    key(0x27, 56),                 // RM_ALLOC_MEMORY
-    key(0x4a, 184),                // RM_VID_HEAP_CONTROL
-    key(0xd3, 16),                 // any of these, behind a pointer
-    key(0xd9, 2608), key(0xd9, 2600),  // memory as a dma-buf, which outlives its handle; now and before mapping types
+    key(0x2b, 48),
+    key(0x2b, 32),   // RM_ALLOC, RM_ALLOC in its older form
+    key(0x29, 16),   // RM_FREE
+    key(0x2a, 32),   // RM_CONTROL
+    key(0x34, 28),   // RM_DUP_OBJECT
+    key(0x27, 56),   // RM_ALLOC_MEMORY
+    key(0x4a, 184),  // RM_VID_HEAP_CONTROL
+    key(0xd3, 16),   // any of these, behind a pointer
+    key(0xd9, 2608),
+    key(0xd9, 2600),  // memory as a dma-buf, which outlives its handle; now and before mapping types
 };
 constexpr std::size_t key_count = sizeof keys / sizeof *keys;
 
-constexpr sock_filter statement(int code, std::uint32_t k) { return {static_cast<std::uint16_t>(code), 0, 0, k}; }
+constexpr sock_filter statement(int code, std::uint32_t k) {
+  return {static_cast<std::uint16_t>(code), 0, 0, k};
+}
 constexpr sock_filter jump(int code, std::uint32_t k, std::size_t yes, std::size_t no) {
   return {static_cast<std::uint16_t>(code), static_cast<std::uint8_t>(yes), static_cast<std::uint8_t>(no), k};
 }
@@ -72,9 +77,11 @@ constexpr std::uint32_t argument(std::uint32_t number) {
 constexpr Program make_program() {
   Program out;
   const auto add = [&out](sock_filter line) { out.lines[out.length++] = line; };
-  constexpr int load = BPF_LD | BPF_W | BPF_ABS, equal = BPF_JMP | BPF_JEQ | BPF_K, set = BPF_JMP | BPF_JSET | BPF_K;
+  constexpr int load = BPF_LD | BPF_W | BPF_ABS, equal = BPF_JMP | BPF_JEQ | BPF_K,
+                set = BPF_JMP | BPF_JSET | BPF_K;
   constexpr int bits = BPF_ALU | BPF_AND | BPF_K, give = BPF_RET | BPF_K;
-  constexpr std::uint32_t allow = SECCOMP_RET_ALLOW, ask = SECCOMP_RET_USER_NOTIF, no = SECCOMP_RET_ERRNO | ENOSYS;
+  constexpr std::uint32_t allow = SECCOMP_RET_ALLOW, ask = SECCOMP_RET_USER_NOTIF,
+                          no = SECCOMP_RET_ERRNO | ENOSYS;
   constexpr auto number_at = static_cast<std::uint32_t>(offsetof(seccomp_data, nr));
   constexpr auto arch_at = static_cast<std::uint32_t>(offsetof(seccomp_data, arch));
 
@@ -139,8 +146,8 @@ Error call_error(const char* what, int err) {
 Installed install() noexcept {
   Installed out;
   sock_fprog filter{program.length, const_cast<sock_filter*>(program.lines)};
-  // Once a call was received only a fatal signal may wake its thread: else a timer's signal would have it made twice
-  // (the supervisor performs it, the kernel restarts it). Linux 5.19.
+  // Once a call was received only a fatal signal may wake its thread: else a timer's signal would have it
+  // made twice (the supervisor performs it, the kernel restarts it). Linux 5.19.
   unsigned flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
   for (;;) {
     const long fd = seccomp(flags, &filter);
@@ -211,7 +218,8 @@ int recv_fd(int socket) noexcept {
 #endif
 
 Listener::Listener(UniqueFd fd) : fd_(std::move(fd)) {
-  // The caller sleeps when its supervisor wakes, so both may have one CPU: half the latency. Linux 6.6; else without.
+  // The caller sleeps when its supervisor wakes, so both may have one CPU: half the latency. Linux 6.6; else
+  // without.
   ::ioctl(fd_.get(), SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
 }
 
@@ -222,7 +230,8 @@ static_assert(sizeof(Call) == sizeof(seccomp_notif) && offsetof(Call, tid) == of
 
 Status Listener::receive(Call& into) const {
   pollfd waiting{fd_.get(), POLLIN, 0};
-  while (::poll(&waiting, 1, 0) < 0 && errno == EINTR) {}
+  while (::poll(&waiting, 1, 0) < 0 && errno == EINTR) {
+  }
   if ((waiting.revents & POLLIN) == 0) {
     if ((waiting.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0)
       return Error(Errc::gone, "nobody is under the filter any more");
@@ -257,7 +266,9 @@ Status Listener::send(std::uint64_t id, std::int64_t value, int error, std::uint
   return ok_status();
 }
 
-Status Listener::let_through(std::uint64_t id) const { return send(id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE); }
+Status Listener::let_through(std::uint64_t id) const {
+  return send(id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
+}
 Status Listener::answer(std::uint64_t id, std::int64_t value) const { return send(id, value, 0, 0); }
 Status Listener::refuse(std::uint64_t id, int error) const { return send(id, 0, error, 0); }
 

@@ -1,10 +1,11 @@
-// The kernel's seccomp listener: a filter that stops a program at the few system calls that take the driver's objects
-// and memory, until a supervisor answers. Thin: it installs, receives and answers; it never chooses.
+// The kernel's seccomp listener: a filter that stops a program at the few system calls that take the driver's
+// objects and memory, until a supervisor answers. Thin: it installs, receives and answers; it never chooses.
 //
-// What stops: the driver's allocations, frees, controls and duplicates (by number and size, whatever the rest of the
-// request says: the driver looks at nothing else), its indirect call that could hide one of them, and shared mappings
-// of files (managed memory is one). What is refused at once: the same calls in the ABI of another architecture (i386,
-// x32), which the driver would take just as well. Everything else runs at full speed.
+// What stops: the driver's allocations, frees, controls and duplicates (by number and size, whatever the rest
+// of the request says: the driver looks at nothing else), its indirect call that could hide one of them, and
+// shared mappings of files (managed memory is one). What is refused at once: the same calls in the ABI of
+// another architecture (i386, x32), which the driver would take just as well. Everything else runs at full
+// speed.
 #pragma once
 
 #include <cstddef>
@@ -19,9 +20,11 @@ namespace bulkhead::seccomp {
 // ---- in the child, between fork and exec: async-signal-safe, no allocation
 
 struct Installed {
-  int listener = -1;    // close-on-exec
-  int error = 0;        // errno when listener < 0. ENOSYS, EINVAL: no such kernel; EBUSY: a supervisor is there already
-  bool no_new_privileges = false;  // had to be set, for want of CAP_SYS_ADMIN: set-user-id programs gain nothing then
+  int listener = -1;  // close-on-exec
+  int error =
+      0;  // errno when listener < 0. ENOSYS, EINVAL: no such kernel; EBUSY: a supervisor is there already
+  bool no_new_privileges =
+      false;  // had to be set, for want of CAP_SYS_ADMIN: set-user-id programs gain nothing then
 };
 // Filters the calling thread and all its children, for good.
 Installed install() noexcept;
@@ -31,8 +34,8 @@ int recv_fd(int socket) noexcept;
 
 // ---- in the supervisor
 
-struct Call {  // seccomp_notif, so that the kernel writes right into it
-  std::uint64_t id = 0;  // of the notification
+struct Call {             // seccomp_notif, so that the kernel writes right into it
+  std::uint64_t id = 0;   // of the notification
   std::uint32_t tid = 0;  // of the thread that waits; 0: it is in no pid namespace of ours
   std::uint32_t flags = 0;
   std::int32_t number = 0;  // of the system call: compare with SYS_ioctl, SYS_mmap
@@ -47,10 +50,9 @@ class Listener {
   explicit Listener(UniqueFd fd);
   int fd() const { return fd_.get(); }  // readable when a call waits
 
-  // Errc::gone: nobody is under the filter any more. Errc::not_found: the caller was killed meanwhile, or nothing
-  // waits.
-  // `into` must be all zeroes. In memory that outlives this process it makes the call outlive it as well: the kernel
-  // writes it there before it can notice a kill.
+  // Errc::gone: nobody is under the filter any more. Errc::not_found: the caller was killed meanwhile, or
+  // nothing waits. `into` must be all zeroes. In memory that outlives this process it makes the call outlive
+  // it as well: the kernel writes it there before it can notice a kill.
   Status receive(Call& into) const;
   Result<Call> receive() const;
   bool alive(std::uint64_t id) const;  // the call still waits: what was read of its thread since was its own
@@ -64,7 +66,8 @@ class Listener {
   UniqueFd fd_;
 };
 
-// Memory of another process, whole or not at all. Errc::gone: no such process. Errc::io: no such address (EFAULT).
+// Memory of another process, whole or not at all. Errc::gone: no such process. Errc::io: no such address
+// (EFAULT).
 Status read_memory(int tid, std::uint64_t address, std::span<std::byte> into);
 Status write_memory(int tid, std::uint64_t address, std::span<const std::byte> from);
 

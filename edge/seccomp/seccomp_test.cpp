@@ -75,7 +75,8 @@ TEST(Seccomp, a_driver_call_stops_and_gets_the_answer_it_is_given) {
 }
 
 TEST(Seccomp, the_letter_of_the_request_is_no_way_around_for_the_driver_does_not_read_it) {
-  for (const unsigned long request : {0xc030462bUL, 0xc030002bUL, 0x0030582bUL, 0xffffffff4030462bUL, 0xc020462bUL}) {
+  for (const unsigned long request :
+       {0xc030462bUL, 0xc030002bUL, 0x0030582bUL, 0xffffffff4030462bUL, 0xc020462bUL}) {
     Child child([request] { return ::syscall(SYS_ioctl, 0, request, nullptr) == -1 ? errno : 0; });
     const auto call = child.next();
     ASSERT_TRUE(call) << std::hex << request;
@@ -101,7 +102,8 @@ TEST(Seccomp, shared_mappings_of_files_stop_and_private_and_anonymous_ones_do_no
   Child child([file] {
     if (::mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE, file, 0) == MAP_FAILED) return 1;
     if (::mmap(nullptr, 4096, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) return 2;
-    if (::mmap(nullptr, 8192, PROT_READ, MAP_SHARED_VALIDATE, file, 0) != MAP_FAILED || errno != ENOMEM) return 3;
+    if (::mmap(nullptr, 8192, PROT_READ, MAP_SHARED_VALIDATE, file, 0) != MAP_FAILED || errno != ENOMEM)
+      return 3;
     return ::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, file, 0) == MAP_FAILED ? 4 : 0;
   });
   auto call = child.next();
@@ -174,11 +176,15 @@ TEST(Seccomp, memory_moves_whole_or_not_at_all) {
   const auto call = child.next();
   ASSERT_TRUE(call);
   std::uint64_t seen = 0;
-  EXPECT_TRUE(read_memory(static_cast<int>(call->tid), call->args[2], std::as_writable_bytes(std::span(&seen, 1))).ok());
+  EXPECT_TRUE(
+      read_memory(static_cast<int>(call->tid), call->args[2], std::as_writable_bytes(std::span(&seen, 1)))
+          .ok());
   EXPECT_EQ(seen, 5U);
   seen = 9;
-  EXPECT_TRUE(write_memory(static_cast<int>(call->tid), call->args[2], std::as_bytes(std::span(&seen, 1))).ok());
-  const auto nowhere = read_memory(static_cast<int>(call->tid), 8, std::as_writable_bytes(std::span(&seen, 1)));
+  EXPECT_TRUE(
+      write_memory(static_cast<int>(call->tid), call->args[2], std::as_bytes(std::span(&seen, 1))).ok());
+  const auto nowhere =
+      read_memory(static_cast<int>(call->tid), 8, std::as_writable_bytes(std::span(&seen, 1)));
   ASSERT_FALSE(nowhere.ok());
   EXPECT_EQ(nowhere.error().native(), EFAULT);
   EXPECT_TRUE(child.listener->answer(call->id, 0).ok());
