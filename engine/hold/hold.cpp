@@ -883,7 +883,7 @@ void Hold::Inside::on_mmap(const Caller& caller, std::uint64_t length) {
 // is in the record or it is not; when not, it may have acted all the same, so an allocation is freed and made
 // again, and a free is made again. Answering: only the answer may be missing.
 void Hold::Inside::recover() {
-  if (record.call.arch == 0) return;
+  if (record.call.arch == 0) return clear();  // or half cleared
   const Stage stage = record.stage.load(std::memory_order_acquire);
   Caller caller{.tid = static_cast<int>(record.call.tid),
                 .fd = static_cast<int>(record.call.args[0]),
