@@ -195,7 +195,73 @@ def deaths():
     check("a tenant killed is gone from the table, its arbiter with it", t.process.wait() == 137 and until(lambda: gone(arbiter) and "k" not in tenants()))
 
 
-for part in (alone, paths, asking, together, deaths):
+def spin(name, *options, us=1000, seconds=3, program_options=()):
+    return subprocess.Popen([bulkhead, "share", "run", "--untested", "--gpu", "0", "--name", name, *options, "--", bins + "/cuda_spin",
+                             "--us", str(us), "--seconds", str(seconds), *program_options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(process):
+    out, err = process.communicate(timeout=120)
+    try:
+        return json.loads(out)
+    except ValueError:
+        return {"error": out + err}
+
+
+def running(*names, sliced=True):
+    def all_run():
+        now = {name: t["now"] for name, t in tenants().items()}
+        return all(now.get(n) and now[n]["groups"] and (not sliced or now[n]["groups"][0]["sliceMicroseconds"]) for n in names)
+    return until(all_run)
+
+
+def cuda():
+    a, b = spin("a", "--weight", "30", seconds=4), spin("b", "--weight", "70", seconds=4)
+    check("two CUDA programs start as tenants", running("a", "b"))
+    a, b = answer(a), answer(b)
+    share_of_a = a.get("busy", 0) / max(a.get("busy", 0) + b.get("busy", 0), 1e-9)
+    # Starts and ends do not overlap exactly: the tolerance is theirs. The scheduler's own test is exact.
+    check("30 : 70 of a GPU's time is what they get", abs(share_of_a - 0.30) < 0.05, (a, b))
+    check("and together nearly all of it", a.get("busy", 0) + b.get("busy", 0) > 0.9, (a, b))
+    c = answer(spin("c", "--ceiling", "25"))
+    check("a ceiling holds on an idle GPU", 0.15 < c.get("busy", 0) < 0.30, c)
+    trainers = [spin(f"t{n}", us=1600, seconds=12) for n in range(3)]
+    running("t0", "t1", "t2")
+    i = spin("i", "--class", "interactive", us=1000, seconds=6, program_options=("--rate", "50"))
+    running("i")
+    plan = until(lambda: (lambda t: t if all(t[f"t{n}"]["plan"].get("turnMicroseconds") for n in range(3)) else None)(tenants()))
+    check("beside an interactive tenant the others take turns", plan and not plan["i"]["plan"].get("turnMicroseconds"), tenants())
+    i, trained = answer(i), [answer(t) for t in trainers]
+    check("it gets its answers", i.get("done", i.get("requests", 0)) or "p50_us" in i or "p50" in json.dumps(i), i)
+    check("and each of the others makes progress", all(t.get("busy", 0) > 0.15 for t in trained), trained)
+    fault = spin("f", program_options=("--fault",))
+    neighbour = answer(spin("n", seconds=2))
+    check("an illegal address in one tenant is nobody else's", "error" not in neighbour and "700" in str(answer(fault)), neighbour)
+    for mode in ((), ("--guard",)):
+        r = share("run", "--untested", *mode, "--gpu", "0", "--memory", "1GiB", "--", bins + "/cuda_alloc")
+        rows = [json.loads(line) for line in r.stdout.splitlines() if line.startswith("{")]
+        check(f"every allocation path of CUDA runs under a cap{' of the guard' if mode else ''}",
+              len(rows) > 5 and all(row["total"] <= 1 << 30 for row in rows if "total" in row), r.stdout + r.stderr)
+        r = share("run", "--untested", *mode, "--gpu", "0", "--memory", "700MiB", "--", bulkhead, "share", "spin", work + "/board", str(1 << 30))
+        check("and past it CUDA is out of memory", r.returncode == 3, (r.returncode, r.stderr))
+    r = share("selftest", "--json")
+    found = json.loads(r.stdout)
+    check("the self-test says that this driver obeys", r.returncode == 0 and found["slices"] and found["pauses"] and found["memory"], found)
+    subprocess.run([bulkhead, "twin", "break", "ignores-slices", "--dir", twin], check=True, stdout=subprocess.DEVNULL)
+    r = share("selftest", "--json")
+    found = json.loads(r.stdout)
+    check("and that this one does not", r.returncode == 1 and not found["slices"], found)
+    x, y = spin("x", "--weight", "25", seconds=5), spin("y", "--weight", "75", seconds=5)
+    running("x", "y", sliced=False)
+    plan = until(lambda: (lambda t: t if "x" in t and "y" in t and t["x"]["plan"].get("turnMicroseconds") else None)(tenants()))
+    check("then shares are held by turns, and the line says why", plan and "does not obey slices" in plan["x"]["plan"]["why"], plan)
+    x, y = answer(x), answer(y)
+    check("and turns give what was asked", abs(x.get("busy", 9) / (x.get("busy", 9) + y.get("busy", 0)) - 0.25) < 0.08, (x, y))
+    subprocess.run([bulkhead, "twin", "mend", "--dir", twin], check=True, stdout=subprocess.DEVNULL)
+
+
+bins, work = os.path.dirname(bulkhead), os.path.dirname(twin)
+for part in (alone, paths, asking, together, deaths, cuda):
     try:
         part()
     except Exception as error:  # a tenant that died, a command that hung
