@@ -179,7 +179,7 @@ case "${1:-help}" in
   demo)
     prepare_build
     ensure libsystemd0
-    build release bulkhead twin_nvml >&2
+    build release bulkhead twin_nvml twin_device twin_cuda cuda_spin >&2
     exec env BIN="$PWD/build/bin" DEPS="$PWD/build/deps" bash demo/demo.sh "${@:2}"
     ;;
   test)

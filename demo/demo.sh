@@ -158,4 +158,33 @@ quiet on_host "$bulkhead" inventory --json
 [ "$(facts "$out")" = "$(facts "$original")" ] || broken "the GPUs are as they were found"
 claim "no slice is left; MIG modes, power limits and persistence are what the first inventory said"
 
+chapter "9. Two programs share one GPU, and know nothing of it"
+if [ "$(id -u)" != 0 ]; then
+  tell "Skipped: holding a program from outside needs root."
+else
+  tell "GPU 7 without MIG. Two CUDA programs as tenants, 30 and 70 parts of the time, 2 GiB each; nothing is preloaded into them."
+  in_twin() { "$bulkhead" twin run --dir "$twin" -- "$@"; }
+  tenant() { in_twin "$bulkhead" share run --untested --gpu 7 --memory 2GiB --name "$1" --weight "$2" -- "$BIN/cuda_spin" --us 1000 --seconds 9 >"$dir/$1.out" 2>"$dir/$1.err" & }
+  tenant train-a 30
+  tenant train-b 70
+  for attempt in $(seq 100); do
+    quiet in_twin "$bulkhead" share list --json
+    [ "$(grep -c '"inForceMicroseconds": [1-9]' <<<"$out")" = 2 ] && break
+    sleep 0.05
+  done
+  quiet in_twin "$bulkhead" share list
+  printf '%s$ bulkhead share list%s\n%s\n' "$dim" "$reset" "$out"
+  seen 'train-a .* 30 %' "each has its slice of the GPU's own scheduler, in force milliseconds after it began"
+  quiet in_twin "$bulkhead" share run --untested --gpu 7 --memory 1GiB -- "$bulkhead" share spin "$dir/board" $((2 << 30))
+  wants 3 "a third that wants 2 GiB under a cap of 1 GiB gets CUDA's own out-of-memory"
+  arbiter=$(in_twin "$bulkhead" share list --json | sed -nE 's/.*"arbiter": ([0-9]+).*/\1/p' | head -1)
+  kill -KILL "$arbiter" || broken "there is an arbiter to kill"
+  wait
+  busy() { sed -nE 's/.*"busy": ([0-9.]+).*/\1/p' "$dir/$1.out"; }
+  out=$(cat "$dir"/train-?.out "$dir"/train-?.err)
+  part=$(awk -v a="$(busy train-a)" -v b="$(busy train-b)" 'BEGIN { if (a + b > 0) printf "%.0f", 100 * a / (a + b) }')
+  [ "${part:-0}" -ge 26 ] && [ "$part" -le 34 ] || broken "train-a got its 30 % (it got ${part:-nothing} %)"
+  claim "train-a received $part % of what both got, although an arbiter was killed with -9 in the middle"
+fi
+
 printf '\n%sEvery one of %s claims above was checked as it was made.%s\n' "$bold" "$claims" "$reset"

@@ -170,6 +170,7 @@ class Arbiter {
       std::erase_if(groups_, [&](const auto& one) { return !present.contains(one.first); });
     }
     publish();  // others, and our own plan, read it from the registry
+    stats_due_ = std::min(stats_due_, now + 200 * ms);  // what the new context took
     reload(now);
   }
 
