@@ -131,8 +131,9 @@ CUresult give_uuid(const Device& device, CUuuid* uuid) {
     const int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
     if (value < 0) continue;
     char& byte = uuid->bytes[digits / 2];
-    byte = static_cast<char>(
-        digits % 2 == 0 ? value << 4 : static_cast<unsigned char>(byte) | static_cast<unsigned>(value));
+    const auto before = static_cast<unsigned>(static_cast<unsigned char>(byte));
+    byte = static_cast<char>(digits % 2 == 0 ? static_cast<unsigned>(value) << 4U
+                                             : before | static_cast<unsigned>(value));
     ++digits;
   }
   return CUDA_SUCCESS;

@@ -101,7 +101,6 @@ struct Allocation {  // what one call returned
 
 struct Slab {  // 2 MiB that small allocations share
   CUdeviceptr base = 0;
-  Backing* backing = nullptr;
   std::map<std::uint64_t, std::uint64_t> free;  // offset -> bytes
 };
 
@@ -302,6 +301,7 @@ struct Process {
   std::uint64_t next_id = 1;
   std::set<CUcontext> contexts;  // ever made; a destroyed one stays, dead
   std::set<std::unique_ptr<CUctx_st>> owned_contexts;
+  std::map<Backing*, std::unique_ptr<Backing>> backings;
   std::map<CUdeviceptr, Mapping> mappings;
   std::map<CUdeviceptr, std::uint64_t> reservations;  // of cuMemAddressReserve
   std::map<CUdeviceptr, Allocation> allocations;
@@ -370,6 +370,7 @@ void stop_thread(Lock& lock, CUcontext context);
 // ---- memory (memory.cpp, pool.cpp)
 CUdeviceptr reserve_addresses(std::uint64_t bytes, CUdeviceptr wanted = 0);
 void free_addresses(CUdeviceptr base, std::uint64_t bytes);
+Backing* add_backing(Device& device, Handle handle, std::uint64_t bytes);  // of an RM object there is
 CUresult make_backing(Device& device, std::uint64_t bytes,
                       Backing*& made);  // tries again without what pools keep unused
 void drop(Backing* backing);            // one reference less

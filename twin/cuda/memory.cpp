@@ -18,8 +18,8 @@ constexpr std::uint64_t largest_small = 1UL << 20;  // up to here allocations sh
 constexpr std::uint64_t small_alignment = 512;
 
 void* pointer_to(std::uint64_t address) {
-  return reinterpret_cast<void*>(address);
-}  // NOLINT(performance-no-int-to-ptr)
+  return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
 std::uint64_t address_of(const void* pointer) { return reinterpret_cast<std::uint64_t>(pointer); }
 
 }  // namespace
@@ -42,6 +42,16 @@ CUdeviceptr reserve_addresses(std::uint64_t bytes, CUdeviceptr wanted) {
 
 void free_addresses(CUdeviceptr base, std::uint64_t bytes) { ::munmap(pointer_to(base), bytes); }
 
+Backing* add_backing(Device& device, Handle handle, std::uint64_t bytes) {
+  auto backing = std::make_unique<Backing>();
+  backing->device = &device;
+  backing->handle = handle;
+  backing->bytes = bytes;
+  Backing* const made = backing.get();
+  process().backings.emplace(made, std::move(backing));
+  return made;
+}
+
 CUresult make_backing(Device& device, std::uint64_t bytes, Backing*& made) {
   Process& all = process();
   Handle handle = 0;
@@ -51,10 +61,7 @@ CUresult make_backing(Device& device, std::uint64_t bytes, Backing*& made) {
     result = all.rm.alloc_memory(device.device, bytes, handle);
   }
   if (result != CUDA_SUCCESS) return result;
-  made = new Backing{};
-  made->device = &device;
-  made->handle = handle;
-  made->bytes = bytes;
+  made = add_backing(device, handle, bytes);
   return CUDA_SUCCESS;
 }
 
@@ -67,7 +74,7 @@ void drop(Backing* backing) {
     ::munmap(backing->content, backing->content_bytes);
     all.content_bytes -= backing->content_bytes;
   }
-  delete backing;
+  all.backings.erase(backing);
 }
 
 void map(CUdeviceptr base, Backing* backing, std::uint64_t offset, std::uint64_t bytes) {
@@ -86,7 +93,8 @@ std::map<CUdeviceptr, Allocation>::iterator allocation_at(CUdeviceptr pointer) {
 
 namespace {
 
-CUresult allocate_own(CUcontext context, std::uint64_t bytes, CUdeviceptr& base, Backing*& backing) {
+CUresult allocate_own(CUcontext context, std::uint64_t bytes, CUdeviceptr& base) {
+  Backing* backing = nullptr;
   if (const auto failed = make_backing(*context->device, bytes, backing); failed != CUDA_SUCCESS)
     return failed;
   base = reserve_addresses(bytes);
@@ -138,8 +146,8 @@ void give_back_small(CUcontext context, CUdeviceptr pointer, std::uint64_t bytes
     }
   }
   if (slab.free.begin()->second != granule) return;
-  free_own(slab.base,
-           granule);  // an empty one is not kept (H100: two allocations of 1 MiB freed, and 2 MiB went back)
+  // An empty one is not kept (H100: two allocations of 1 MiB freed, and 2 MiB went back).
+  free_own(slab.base, granule);
   slabs.erase(at);
 }
 
@@ -154,9 +162,7 @@ CUresult allocate(CUcontext context, std::uint64_t bytes, CUdeviceptr& pointer) 
   if (bytes > (1UL << 47)) return CUDA_ERROR_OUT_OF_MEMORY;
   if (bytes > largest_small) {
     made.mapped_bytes = round_up(bytes, granule);
-    Backing* backing = nullptr;
-    if (const auto failed = allocate_own(context, made.mapped_bytes, pointer, backing);
-        failed != CUDA_SUCCESS)
+    if (const auto failed = allocate_own(context, made.mapped_bytes, pointer); failed != CUDA_SUCCESS)
       return failed;
     all.allocations[pointer] = made;
     return CUDA_SUCCESS;
@@ -169,8 +175,7 @@ CUresult allocate(CUcontext context, std::uint64_t bytes, CUdeviceptr& pointer) 
   }
   if (!found) {
     auto slab = std::make_unique<Slab>();
-    if (const auto failed = allocate_own(context, granule, slab->base, slab->backing); failed != CUDA_SUCCESS)
-      return failed;
+    if (const auto failed = allocate_own(context, granule, slab->base); failed != CUDA_SUCCESS) return failed;
     slab->free[0] = granule;
     take_from(*slab, made.mapped_bytes, pointer);
     context->slabs.push_back(std::move(slab));
@@ -461,7 +466,7 @@ CUresult pointer_attribute(void* data, int attribute, CUdeviceptr pointer) {
   }
   const bool host = kind == Kind::host || kind == Kind::registered;
   const auto give = [data](auto value) {
-    std::memcpy(data, &value, sizeof value);
+    *static_cast<decltype(value)*>(data) = value;
     return CUDA_SUCCESS;
   };
   switch (attribute) {
@@ -924,11 +929,7 @@ EXPORT CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* han
     all.rm.give_back(params.objects[0]);
     return failed == CUDA_ERROR_OUT_OF_MEMORY ? failed : CUDA_ERROR_INVALID_VALUE;
   }
-  auto* backing = new Backing{};
-  backing->device = device;
-  backing->handle = params.objects[0];
-  backing->bytes = note.bytes;
-  *handle = vmm_add(backing);
+  *handle = vmm_add(add_backing(*device, params.objects[0], note.bytes));
   return CUDA_SUCCESS;
 }
 
@@ -991,10 +992,7 @@ EXPORT CUresult cuIpcOpenMemHandle_v2(CUdeviceptr* pointer, CUipcMemHandle handl
     return failed == CUDA_ERROR_OUT_OF_MEMORY
                ? failed
                : CUDA_ERROR_INVALID_VALUE;  // its owner has freed it, or has ended
-  auto* backing = new Backing{};
-  backing->device = &call.device();
-  backing->handle = object;
-  backing->bytes = note.backing_bytes;
+  Backing* const backing = add_backing(call.device(), object, note.backing_bytes);
   const CUdeviceptr base = reserve_addresses(backing->bytes);
   if (base == 0) {
     drop(backing);

@@ -474,3 +474,28 @@ EXPORT CUresult cuDeviceSetGraphMemAttribute(CUdevice ordinal, int attribute, vo
       attribute == 1 ? device->graph_used : device->graph_reserved;
   return CUDA_SUCCESS;
 }
+
+// The same by place and type of memory: devices have pools of pinned memory, nothing else has any.
+namespace {
+CUresult device_at(const CUmemLocation* location, int type, CUdevice& ordinal) {
+  if (location == nullptr || type != 1) return CUDA_ERROR_INVALID_VALUE;
+  if (location->type != 1) return CUDA_ERROR_NOT_SUPPORTED;
+  ordinal = location->id;
+  return CUDA_SUCCESS;
+}
+}  // namespace
+EXPORT CUresult cuMemGetDefaultMemPool(CUmemoryPool* pool, CUmemLocation* location, int type) {
+  CUdevice ordinal = 0;
+  const auto failed = device_at(location, type, ordinal);
+  return failed != CUDA_SUCCESS ? failed : cuDeviceGetDefaultMemPool(pool, ordinal);
+}
+EXPORT CUresult cuMemGetMemPool(CUmemoryPool* pool, CUmemLocation* location, int type) {
+  CUdevice ordinal = 0;
+  const auto failed = device_at(location, type, ordinal);
+  return failed != CUDA_SUCCESS ? failed : cuDeviceGetMemPool(pool, ordinal);
+}
+EXPORT CUresult cuMemSetMemPool(CUmemLocation* location, int type, CUmemoryPool pool) {
+  CUdevice ordinal = 0;
+  const auto failed = device_at(location, type, ordinal);
+  return failed != CUDA_SUCCESS ? failed : cuDeviceSetMemPool(ordinal, pool);
+}

@@ -167,10 +167,11 @@ CUresult start(Process& all) {
   std::vector<std::uint32_t> minors;
   (*state)->read([&](const State& now) {
     if (now.driver_loaded == 0) return;
-    // By PCI address, as nvidia-smi counts; all GPUs of a twin are of equal speed or its profile orders them.
+    // In nvidia-smi's order, which is CUDA's where all are equally fast. A GPU in MIG mode is not a CUDA
+    // device, and its instances are not simulated here.
     std::vector<std::uint32_t> there;
     for (std::uint32_t i = 0; i < now.gpu_count; ++i) {
-      if (now.gpus[i].on_pci != 0) there.push_back(i);
+      if (now.gpus[i].on_pci != 0 && now.gpus[i].mig_current == 0) there.push_back(i);
     }
     for (const auto index : visible(now, there)) {
       auto device = std::make_unique<Device>();
