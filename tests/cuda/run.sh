@@ -66,7 +66,7 @@ same 'every way to allocate answers' 'malloc small pitch managed host array mipm
 out=$(in_twin "$BIN/cuda_alloc" --bytes $((1 << 30)) --until-refused | tail -1)
 says 'all of an H100 but its context is to be had' '"CUDA_ERROR_OUT_OF_MEMORY".*"bytes": 83751862272, "free": [0-9]{1,9},' "$out"
 exits 'a static program meets no driver unless somebody performs its calls' 3 in_twin "$BIN/rm_static"
-exits 'and past an end of the driver there is none' 1 env BULKHEAD_ROOT="$work/nowhere" "$BIN/rm_static"
+exits 'without a driver file it says so' 1 env BULKHEAD_ROOT="$work/nowhere" "$BIN/rm_static"
 
 # ---- time
 out=$(in_twin "$BIN/cuda_spin" --us 100 --fault 2>&1)
