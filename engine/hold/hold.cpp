@@ -106,6 +106,7 @@ std::uint64_t rounded(std::uint64_t bytes) {
 
 bool concerns_us(std::uint32_t command) {
   return command == abi::cmd_fb_get_info_v2 || command == abi::cmd_group_set_timeslice ||
+         command == abi::cmd_disable_channels ||
          command == abi::cmd_export_objects_to_fd || command == abi::cmd_export_object_to_fd ||
          command == abi::cmd_import_objects_from_fd || command == cmd_import_object_from_fd;
 }
@@ -680,6 +681,12 @@ void Hold::Inside::on_control(const Caller& caller) {
       answer(0);
       return;
     }
+    case abi::cmd_disable_channels:  // its ceiling or its turn; libcuda 580 never asks (H100)
+      if (file_of(caller) == nullptr) return let_through();
+      ++record.self_set;
+      write(caller, caller.argument + offsetof(abi::Control, status), std::uint32_t{abi::ok});
+      answer(0);
+      return;
     case abi::cmd_export_objects_to_fd: {
       abi::ExportObjects params{};
       if (control.params_size == sizeof params && read(caller, control.params, params)) {

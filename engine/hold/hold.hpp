@@ -71,7 +71,7 @@ class Hold {
   std::uint64_t managed(std::uint32_t gpu) const;
   std::uint64_t refused() const;   // calls that met the cap
   std::uint64_t escapes() const;   // things seen that should not be: a legacy call, an unknown object's bytes
-  std::uint64_t self_set() const;  // times the tenant tried to set its own slice
+  std::uint64_t self_set() const;  // times the tenant tried to set its own slice, or to leave its turn
 
   // Through the tenant's own driver file. Errc::gone: the group or its process is no more.
   Result<std::uint64_t> slice_us(const Group& group);

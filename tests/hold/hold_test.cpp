@@ -561,6 +561,12 @@ void groups() {
         SAME(d.control(group, abi::cmd_group_set_timeslice, &us, sizeof us), 0U);  // it hears so
         SAME(d.control(group, abi::cmd_group_get_timeslice, &us, sizeof us), 0U);
         SAME(us, 5000U);
+        abi::DisableChannels off{};  // nor does it take itself off the GPU, or put itself back
+        off.disable = 1;
+        off.count = 1;
+        off.clients[0] = d.client;
+        off.channels[0] = 0x5c000101;
+        SAME(d.control(Device::subdevice, abi::cmd_disable_channels, &off, sizeof off), 0U);
         step(t);
         SAME(d.free(group), 0U);
         step(t);
@@ -585,7 +591,7 @@ void groups() {
           SAME(driver->progress({group.client, group.handle})->on, false);
           WANT(h.force_on(group).ok());
         }
-        SAME(h.self_set(), at == 2 ? 1U : 0U);
+        SAME(h.self_set(), at == 2 ? 2U : 0U);
       });
 }
 
