@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,7 +21,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t file_bytes = 1U << 20U;
-constexpr std::size_t most_groups = 1024, most_processes = 4096, most_words = 64;
+constexpr std::size_t most_words = 64;
 
 std::string_view name_of(OnEscape what) {
   switch (what) {
@@ -58,18 +59,47 @@ std::string text(const Json& json, const char* key) {
   return at != json.end() && at->is_string() ? printable(at->get<std::string>(), 256) : std::string();
 }
 
-bool lives(const fs::path& lock) {
-  UniqueFd fd(::open(lock.c_str(), O_RDWR | O_CLOEXEC));
+fs::path file(const Place& place, std::uint64_t id, const char* kind) {
+  return place.run_dir() / fmt::format("{}{}", id, kind);
+}
+
+bool lives(const Place& place, std::uint64_t id) {
+  UniqueFd fd(::open(file(place, id, ".lock").c_str(), O_RDWR | O_CLOEXEC));
+  // Not root: the launcher's pid has to do.
+  if (!fd && errno == EACCES) return ::kill(static_cast<pid_t>(id), 0) == 0 || errno == EPERM;
   if (!fd) return false;
   if (::flock(fd.get(), LOCK_SH | LOCK_NB) == 0) return false;  // released when fd closes
   return errno == EWOULDBLOCK;
 }
 
-fs::path file(const Place& place, std::uint64_t id, const char* kind) {
-  return place.run_dir() / fmt::format("{}{}", id, kind);
+// What to do about a directory that cannot be written.
+Error with_advice(Error error) {
+  switch (error.native()) {
+    case EACCES:
+    case EPERM:
+      return std::move(error).with_hint("run as root");
+    case EROFS:
+      return std::move(error).with_hint(
+          "tenants meet in /run/bulkhead: make it writable (mount -t tmpfs tmpfs "
+          "/run/bulkhead; in a container --tmpfs /run/bulkhead)");
+    case ENOSPC:
+      return std::move(error).with_hint("make room: df -h /run; df -i /run");
+    default:
+      return error;
+  }
 }
 
 }  // namespace
+
+Result<UniqueFd> lock_table(const Place& place, bool wait) {
+  // A file of its own that only root can open: who can open a directory can lock it, and keep it locked.
+  const auto path = fs::path(place.run_dir().string() + ".lock");
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!fd) return with_advice(errno_error(fmt::format("open {}", path.string()), errno));
+  while (::flock(fd.get(), LOCK_EX | (wait ? 0 : LOCK_NB)) != 0)
+    if (errno != EINTR) return errno_error(fmt::format("lock {}", path.string()), errno);
+  return fd;
+}
 
 Json to_json(const Asked& asked) {
   Json out{{"id", asked.id},
@@ -83,7 +113,10 @@ Json to_json(const Asked& asked) {
   out["onEscape"] = name_of(asked.on_escape);
   out["held"] = asked.held;
   out["mps"] = asked.mps;
-  out["command"] = asked.command;
+  Json command = Json::array();  // as it is read back
+  for (const auto& word : asked.command)
+    if (command.size() < most_words) command.push_back(printable(word, 256));
+  out["command"] = std::move(command);
   return out;
 }
 
@@ -165,7 +198,8 @@ Result<Now> now_from(const Json& json) {
         out.processes.push_back(one.get<int>());
   if (const auto at = json.find("groups"); at != json.end() && at->is_array()) {
     for (const auto& one : *at) {
-      if (!one.is_object() || out.groups.size() >= most_groups) return bad("groups");
+      if (!one.is_object()) return bad("groups");
+      if (out.groups.size() >= most_groups) break;
       GroupNow group;
       group.pid = pid(one, "pid");
       group.start_time = number(one, "startTime").value_or(0);
@@ -178,7 +212,7 @@ Result<Now> now_from(const Json& json) {
       group.handle = small("handle");
       if (const auto channels = one.find("channels"); channels != one.end() && channels->is_array())
         for (const auto& channel : *channels)
-          if (channel.is_number_unsigned() && group.channels.size() < most_groups)
+          if (channel.is_number_unsigned() && group.channels.size() < most_channels)
             group.channels.push_back(channel.get<std::uint32_t>());
       if (const auto fd = one.find("fd"); fd != one.end() && fd->is_number_integer())
         group.fd = fd->get<int>();
@@ -208,17 +242,13 @@ Result<Now> now_from(const Json& json) {
 Result<Entry> Entry::enter(const Place& place, const Asked& asked) {
   const auto dir = place.run_dir();
   std::error_code failed;
+  const auto mask = ::umask(022);  // everybody may look, nobody else may write, whatever the caller's is
   fs::create_directories(dir, failed);
-  if (failed) {
-    auto error = errno_error(fmt::format("make the registry {}", dir.string()), failed.value());
-    if (error.code() == Errc::permission) return std::move(error).with_hint("run as root");
-    return error;
-  }
-  // Names are unique among the living. Two launchers with one name at the same moment: the directory's lock
-  // decides.
-  UniqueFd all(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!all || ::flock(all.get(), LOCK_EX) != 0)
-    return errno_error(fmt::format("lock {}", dir.string()), errno);
+  ::umask(mask);
+  if (failed)
+    return with_advice(errno_error(fmt::format("make the registry {}", dir.string()), failed.value()));
+  // Names are unique among the living. Two launchers with one name at the same moment: the lock decides.
+  BH_TRY(const auto all, lock_table(place));
   std::size_t living = 0;
   for (const auto& other : read_all(place)) {
     if (!other.alive) continue;
@@ -228,19 +258,28 @@ Result<Entry> Entry::enter(const Place& place, const Asked& asked) {
                    fmt::format("a tenant named {} is running (id {})", asked.name, other.asked.id),
                    "give another --name, or see `bulkhead share list`");
   }
-  if (living >= most_tenants) return Error(Errc::no_capacity, fmt::format("{} tenants run already", living));
+  if (living >= most_tenants)
+    return Error(Errc::no_capacity, fmt::format("{} tenants run already", living),
+                 "end some: `bulkhead share list`");
   const auto lock_path = file(place, asked.id, ".lock");
   UniqueFd lock(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!lock) return errno_error(fmt::format("open {}", lock_path.string()), errno);
+  if (!lock) return with_advice(errno_error(fmt::format("open {}", lock_path.string()), errno));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
-    return Error(Errc::in_use, fmt::format("tenant {} is still held by its arbiter", asked.id));
+    return Error(
+        Errc::in_use,
+        fmt::format("a tenant of number {} lives on without the launcher that had this pid", asked.id),
+        "run it again: it gets another number");
   ::unlink(file(place, asked.id, ".now.json").c_str());  // of a namesake that is gone
-  BH_CHECK(write_asked(place, asked));
+  if (auto wrote = write_asked(place, asked); !wrote.ok()) {
+    ::unlink(lock_path.c_str());
+    return with_advice(wrote.error());
+  }
   return Entry(dir, asked.id, std::move(lock));
 }
 
 Status Entry::write(const Now& now) const {
-  return write_file_quick(dir_ / fmt::format("{}.now.json", id_), to_json(now).dump());
+  return write_file_quick(dir_ / fmt::format("{}.now.json", id_),
+                          to_json(now).dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 void Entry::leave() {
@@ -253,6 +292,8 @@ Status write_asked(const Place& place, const Asked& asked) {
 }
 
 void forget(const Place& place, std::uint64_t id) {
+  const auto lock = lock_table(place, false);
+  if (!lock.ok() || lives(place, id)) return;  // its number may have come round
   for (const char* kind : {".json", ".now.json", ".lock"}) ::unlink(file(place, id, kind).c_str());
 }
 
@@ -295,7 +336,7 @@ std::vector<Tenant> read_all(const Place& place, std::uint64_t own) {
     auto asked = asked_from(*json);
     if (!asked.ok() || asked->id != *id) continue;
     Tenant tenant{.asked = std::move(*asked)};
-    tenant.alive = *id == own || lives(file(place, *id, ".lock"));
+    tenant.alive = *id == own || lives(place, *id);
     if (const auto state = read_file(file(place, *id, ".now.json"), file_bytes); state.ok())
       if (const auto parsed = parse_json(*state); parsed.ok())
         if (auto now = now_from(*parsed); now.ok()) tenant.now = std::move(*now);

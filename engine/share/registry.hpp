@@ -37,7 +37,13 @@ std::vector<Tenant> read_all(const Place& place, std::uint64_t own = 0);
 // Replaces a file of the registry: readers see the old or the new one. Not durable: /run is a tmpfs.
 Status write_file_quick(const std::filesystem::path& path, std::string_view content);
 Status write_asked(const Place& place, const Asked& asked);
-void forget(const Place& place, std::uint64_t id);  // removes a dead tenant's files
+// Removes a dead tenant's files; nothing when it lives after all, or somebody is changing the table.
+void forget(const Place& place, std::uint64_t id);
+// Held while tenants enter, change or are forgotten.
+Result<UniqueFd> lock_table(const Place& place, bool wait = true);
+// What of a tenant goes into its file, at most: what is longer would not be read back, and whoever is not
+// read is in nobody's plan.
+inline constexpr std::size_t most_groups = 1024, most_channels = 8192, most_processes = 4096;
 
 // The plan of one GPU (RM device instance) from the table: tenants with groups there.
 struct GpuPlan {

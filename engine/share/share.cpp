@@ -29,6 +29,8 @@ Result<std::vector<Tenant>> list(const Place& place) {
 }
 
 Result<Asked> set(const Place& place, std::string_view who, const std::function<Status(Asked&)>& change) {
+  const auto lock = lock_table(place);  // two at once must not lose one
+  if (!lock.ok() && lock.error().code() != Errc::not_found) return lock.error();
   auto all = read_all(place);
   Tenant* found = nullptr;
   for (auto& tenant : all)
