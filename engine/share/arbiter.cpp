@@ -33,6 +33,8 @@ constexpr std::uint64_t idle_after = 2500 * ms;
 // new group's slice is set and read back at these delays after it was seen, then every second.
 constexpr std::uint64_t early_checks[] = {1 * ms,  2 * ms,  4 * ms,   8 * ms,  16 * ms,
                                           32 * ms, 64 * ms, 128 * ms, 500 * ms};
+constexpr std::uint64_t unmeasured_after = 5 * second;
+constexpr std::uint64_t reload_apart = 10 * ms;  // others' changes; a tenant may make any number of them
 constexpr std::uint64_t beyond_tolerance =
     4ULL << 20U;  // two driver granules: NVML and ledger are read at different moments
 
@@ -42,8 +44,10 @@ struct GroupState {
   std::uint64_t wanted_us = 0;  // 0: leave the driver's own
   std::uint64_t seen_ns = 0, next_check_ns = 0;
   std::size_t checks = 0;
-  bool settled = false;  // read back as wanted since it was last changed
-  bool on = true;        // our own count of disables is 0 or 1
+  bool settled = false;                 // read back as wanted since it was last changed
+  bool on = true;                       // our own count of disables is 0 or 1
+  std::vector<std::uint32_t> off = {};  // the channels disabled, while it is not on
+  std::uint64_t born_ns = 0;
 };
 
 class Arbiter {
@@ -61,8 +65,9 @@ class Arbiter {
         (void)hold_->force_on(group);  // a predecessor may have died in mid-turn
     }
     watch_.reset(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+    // A user's instances are few (128) and others use them too: without one, changes are seen each second.
     if (!watch_ || ::inotify_add_watch(watch_.get(), place_.run_dir().c_str(), IN_MOVED_TO | IN_DELETE) < 0)
-      return errno_error(fmt::format("watch {}", place_.run_dir().string()), errno);
+      trouble(errno_error(fmt::format("watch {}", place_.run_dir().string()), errno).message());
     if (const auto remembered = remembered_costs(place_)) costs_ = *remembered;
     groups_changed(monotonic_ns());
     reload(monotonic_ns());
@@ -70,6 +75,7 @@ class Arbiter {
       BH_TRY(const bool more, turn());
       if (!more) break;
     }
+    if (!hold_) open_gate(true);  // children that are left
     duty_.entry.leave();
     return ok_status();
   }
@@ -102,6 +108,7 @@ class Arbiter {
       if (auto pumped = hold_->pump(); !pumped.ok()) {
         if (pumped.error().code() == Errc::gone) return false;
         trouble(pumped.error().message());
+        ::usleep(1000);  // what failed may be readable for ever
       }
       now = monotonic_ns();
       if (hold_->generation() != generation_) groups_changed(now);
@@ -114,7 +121,7 @@ class Arbiter {
       char events[4096];
       while (::read(watch_.get(), events, sizeof events) > 0) {
       }
-      reload(now);
+      reload_due_ = std::min(reload_due_, std::max(now, reloaded_ns_ + reload_apart));
     }
     if (auditor_) audited(now);
     due(now);
@@ -149,6 +156,12 @@ class Arbiter {
     if (now >= reload_due_) reload(now);
     if (now >= stats_due_) {
       stats_due_ = now + stats_every;
+      // Who cannot be measured is not taken at its word for ever.
+      if (asked_.cls == sharing::Class::interactive && first_born_ns_ != 0 && busy_ != 1.0 &&
+          now > std::max(first_born_ns_, busy_known_ns_) + unmeasured_after) {
+        busy_ = 1.0;
+        trouble("NVML does not say how busy this tenant is: shared like batch");
+      }
       publish();
     }
   }
@@ -162,14 +175,16 @@ class Arbiter {
         const GroupKey key{group.client, group.handle};
         present.insert(key);
         auto& state = groups_[key];
-        if (state.seen_ns != 0) continue;
+        if (state.seen_ns != 0 && state.born_ns == group.born_ns) continue;
+        state = {};  // also one of the same name in the place of another
+        state.born_ns = group.born_ns;
         state.seen_ns = now;
         state.next_check_ns = now;
         if (first_born_ns_ == 0) first_born_ns_ = now;
       }
       std::erase_if(groups_, [&](const auto& one) { return !present.contains(one.first); });
     }
-    publish();  // others, and our own plan, read it from the registry
+    publish();                                          // others, and our own plan, read it from the registry
     stats_due_ = std::min(stats_due_, now + 200 * ms);  // what the new context took
     reload(now);
   }
@@ -180,9 +195,14 @@ class Arbiter {
     slots_due_ = now + 20 * ms;
     bool uses = false;
     std::uint64_t used = 0;
-    const auto gone = guard::release_dead(*duty_.page, [](std::uint32_t pid, std::uint32_t start) {
-      const auto identity = process::look("/", static_cast<int>(pid));
-      return identity.ok() && static_cast<std::uint32_t>(identity->start_time) == start;
+    std::map<std::uint32_t, std::optional<std::uint32_t>> looked;  // many slots may name one pid
+    const auto gone = guard::release_dead(*duty_.page, [&](std::uint32_t pid, std::uint32_t start) {
+      if (pid == 0 || pid > INT32_MAX) return false;
+      const auto [entry, fresh] = looked.try_emplace(pid);
+      if (fresh)
+        if (const auto identity = process::look("/", static_cast<int>(pid)); identity.ok())
+          entry->second = static_cast<std::uint32_t>(identity->start_time);
+      return entry->second && (start == 0 || *entry->second == start);
     });
     dead_refused_ += gone.refused;
     dead_self_set_ += gone.self_set;
@@ -200,6 +220,7 @@ class Arbiter {
 
   // ---- what the host wants
   void reload(std::uint64_t now) {
+    reloaded_ns_ = now;
     reload_due_ = now + second;  // a tenant that was killed with its arbiter sends no event
     const auto all = read_all(place_, asked_.id);
     for (const auto& tenant : all) {
@@ -220,11 +241,12 @@ class Arbiter {
       gpus.insert(0);
     for (const auto gpu : gpus) plans_[gpu] = plan_of(all, gpu, costs_).plan;
     if (hold_) {
+      const auto busy = busy_groups();
       for (const auto& group : hold_->groups()) {
         auto& state = groups_[{group.client, group.handle}];
         const auto* line = line_on(group.gpu);
-        const auto parts = line != nullptr ? sharing::group_line(*line, busy_groups(group.gpu), costs_)
-                                           : sharing::GroupLine{};
+        const auto parts =
+            line != nullptr ? sharing::group_line(*line, busy.at(group.gpu), costs_) : sharing::GroupLine{};
         const std::uint64_t wanted = costs_.slices_obeyed ? parts.slice_us : 0;
         if (wanted == state.wanted_us) continue;
         state.wanted_us = wanted;
@@ -251,11 +273,14 @@ class Arbiter {
     const auto known = process_busy_.find(group.pid);
     return known != process_busy_.end() && known->second.share < sharing::idle_below;
   }
-  unsigned busy_groups(std::uint32_t gpu) const {
-    unsigned count = 0;
-    for (const auto& group : hold_->groups())
-      if (group.gpu == gpu && !idle(group)) ++count;
-    return std::max(count, 1U);
+  std::map<std::uint32_t, unsigned> busy_groups() const {  // by GPU, at least 1
+    std::map<std::uint32_t, unsigned> counts;
+    for (const auto& group : hold_->groups()) {
+      auto& count = counts[group.gpu];
+      if (!idle(group)) ++count;
+    }
+    for (auto& [gpu, count] : counts) count = std::max(count, 1U);
+    return counts;
   }
 
   // ---- turns and duty
@@ -266,18 +291,17 @@ class Arbiter {
       if (const auto plan = plans_.find(0); plan != plans_.end())
         moment = sharing::at(plan->second, asked_.id, now);
       next_moment_ns_ = moment.until_ns;
-      const std::uint32_t gate = moment.on && !paused_ ? 0 : 1;
-      if (duty_.page->gate.exchange(gate, std::memory_order_release) != gate && gate == 0)
-        ::syscall(SYS_futex, &duty_.page->gate, 1 /* FUTEX_WAKE, shared */, INT32_MAX, nullptr, nullptr, 0);
+      open_gate(moment.on && !paused_);
       return;
     }
     std::map<std::uint32_t, unsigned> counted;
+    const auto busy_here = busy_groups();
     for (const auto& group : hold_->groups()) {
       auto& state = groups_[{group.client, group.handle}];
       bool want_on = !paused_;
       if (const auto* line = line_on(group.gpu); line != nullptr && !paused_) {
         const auto& plan = plans_.find(group.gpu)->second;
-        const unsigned busy = busy_groups(group.gpu);
+        const unsigned busy = busy_here.at(group.gpu);
         const auto parts = sharing::group_line(*line, busy, costs_);
         // An idle group is on whenever its tenant is, and takes nothing.
         const auto moment = parts.one_at_a_time && !idle(group)
@@ -286,15 +310,29 @@ class Arbiter {
         want_on = moment.on;
         next_moment_ns_ = std::min(next_moment_ns_, moment.until_ns);
       }
-      if (want_on == state.on) continue;
+      if (want_on && state.on) continue;
+      // Off once each: a channel that the tenant made since its group went off is not off yet.
+      hold::Group subject = group;
+      if (!want_on && !state.off.empty())
+        std::erase_if(subject.channels, [&](std::uint32_t channel) {
+          return std::find(state.off.begin(), state.off.end(), channel) != state.off.end();
+        });
+      if (!want_on && !state.on && subject.channels.empty()) continue;
       const auto before = monotonic_ns();
-      if (auto done = hold_->set_on(group, want_on); !done.ok()) {
+      if (auto done = hold_->set_on(subject, want_on); !done.ok()) {
         if (done.error().code() != Errc::gone) trouble(done.error().message());
         continue;
       }
       state.on = want_on;
+      state.off = want_on ? std::vector<std::uint32_t>{} : group.channels;
       (want_on ? on_cost_ns_ : off_cost_ns_) = monotonic_ns() - before;
     }
+  }
+
+  void open_gate(bool open) {
+    const std::uint32_t gate = open ? 0 : 1;
+    if (duty_.page->gate.exchange(gate, std::memory_order_release) != gate && open)
+      ::syscall(SYS_futex, &duty_.page->gate, 1 /* FUTEX_WAKE, shared */, INT32_MAX, nullptr, nullptr, 0);
   }
 
   // ---- slices
@@ -339,10 +377,8 @@ class Arbiter {
   void audited(std::uint64_t now) {
     const auto seen = auditor_->take();
     if (!seen) return;
-    if (!seen->trouble.empty()) {
-      trouble("audit: " + seen->trouble);
-      return;
-    }
+    // One GPU that does not answer is no reason to leave the others alone.
+    if (!seen->trouble.empty()) trouble("audit: " + seen->trouble);
     std::set<int> ours;
     if (hold_) hold_->reconcile();
     if (hold_)
@@ -378,6 +414,7 @@ class Arbiter {
     if (beyond_ != beyond) dirty_ = true;
     beyond_ = beyond;
     if (seen->with_busy) {
+      busy_known_ns_ = now;
       // About a second of memory: long enough not to call one burst busy, short enough to end a takeover. A
       // process that NVML has no sample of did nothing.
       constexpr double weight = 0.35;
@@ -454,11 +491,18 @@ class Arbiter {
     now.program = duty_.program;
     now.busy = busy_;
     if (hold_) {
-      for (const auto& process : hold_->processes()) now.processes.push_back(process.pid);
+      for (const auto& process : hold_->processes())
+        if (now.processes.size() < most_processes) now.processes.push_back(process.pid);
+      // As many as the others read; of each GPU one, or the tenant would be in nobody's plan there.
       std::set<std::uint32_t> gpus;
+      std::size_t channels = 0;
       for (const auto& group : hold_->groups()) {
-        const auto& state = groups_[{group.client, group.handle}];
-        gpus.insert(group.gpu);
+        const bool first = gpus.insert(group.gpu).second;
+        if (!first && (now.groups.size() + guard::max_gpus >= most_groups || channels >= most_channels))
+          continue;
+        channels += group.channels.size();
+        const auto known = groups_.find({group.client, group.handle});
+        const auto& state = known != groups_.end() ? known->second : GroupState{};
         now.groups.push_back({.pid = group.pid,
                               .start_time = group.start_time,
                               .gpu = group.gpu,
@@ -480,7 +524,7 @@ class Arbiter {
     } else {
       for (const auto& slot : duty_.page->slots) {
         if (const auto owner = slot.owner.load(std::memory_order_relaxed)) {
-          now.processes.push_back(static_cast<int>(owner >> 32U));
+          if (owner >> 32U <= INT32_MAX) now.processes.push_back(static_cast<int>(owner >> 32U));
           now.refused += slot.refused.load(std::memory_order_relaxed);
           now.self_set += slot.self_set.load(std::memory_order_relaxed);
         }
@@ -497,7 +541,7 @@ class Arbiter {
     now.off_cost_us = off_cost_ns_ / us;
     now.on_cost_us = on_cost_ns_ / us;
     now.troubles = troubles_;
-    auto text = to_json(now).dump();
+    auto text = to_json(now).dump(-1, ' ', false, Json::error_handler_t::replace);
     if (text == published_) return;
     if (auto wrote = duty_.entry.write(now); wrote.ok()) published_ = std::move(text);
   }
@@ -518,7 +562,8 @@ class Arbiter {
   std::map<GroupKey, GroupState> groups_;
   std::map<std::uint32_t, std::uint64_t> last_beyond_;
   std::uint64_t generation_ = UINT64_MAX, first_born_ns_ = 0, in_force_us_ = 0, reasserted_ = 0, beyond_ = 0;
-  std::uint64_t reload_due_ = 0, audit_due_ = 0, stats_due_ = 0, busy_due_ = 0, gate_beat_due_ = 0;
+  std::uint64_t busy_known_ns_ = 0, reloaded_ns_ = 0, reload_due_ = 0, audit_due_ = 0, stats_due_ = 0,
+                busy_due_ = 0, gate_beat_due_ = 0;
   std::uint64_t next_moment_ns_ = UINT64_MAX, slots_due_ = 0, dead_refused_ = 0, dead_self_set_ = 0;
   std::uint64_t off_cost_ns_ = 0, on_cost_ns_ = 0, slots_used_ = 0;
   std::optional<double> busy_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -20,14 +21,13 @@ struct Auditor::Inside {
   UniqueFd done;
   std::mutex mutex;
   std::condition_variable wake;
-  bool asked = false, with_busy = false, stop = false;
+  bool asked = false, with_busy = false, stop = false, running = false;
   std::optional<Seen> seen;
 };
 
 Auditor::Auditor(std::string nvml_library) : inside_(std::make_shared<Inside>()) {
   inside_->library = std::move(nvml_library);
   inside_->done.reset(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  std::thread([inside = inside_] { work(inside); }).detach();
 }
 
 Auditor::~Auditor() {
@@ -41,6 +41,20 @@ Auditor::~Auditor() {
 int Auditor::fd() const { return inside_->done.get(); }
 
 void Auditor::look(bool with_busy) {
+  if (!inside_->running) {
+    try {
+      std::thread([inside = inside_] { work(inside); }).detach();
+      inside_->running = true;
+    } catch (const std::system_error& failed) {  // a limit on processes, which the tenant may have used up
+      {
+        const std::lock_guard lock(inside_->mutex);
+        inside_->seen.emplace().trouble = std::string("no thread to be had: ") + failed.what();
+      }
+      const std::uint64_t one = 1;
+      (void)!::write(inside_->done.get(), &one, sizeof one);
+      return;
+    }
+  }
   {
     const std::lock_guard lock(inside_->mutex);
     inside_->with_busy = inside_->with_busy || with_busy;
@@ -75,16 +89,19 @@ void Auditor::work(const std::shared_ptr<Inside>& inside) {
     if (!nvml) {
       if (auto opened = nvml::Nvml::open(inside->library); opened.ok()) {
         nvml = std::move(*opened);
-        if (auto found = nvml->devices(); found.ok())
+        if (auto found = nvml->devices(); found.ok()) {
           devices = std::move(*found);
-        else
+        } else {
           seen.trouble = found.error().message();
+          nvml.reset();  // again with the next look
+        }
       } else {
         seen.trouble = opened.error().message();
       }
     }
     for (std::uint32_t index = 0; nvml && index < devices.size(); ++index) {
       if (auto processes = nvml->processes(devices[index]); processes.ok()) {
+        seen.bytes[index];  // nobody's is an answer as well
         for (const auto& entry : *processes)
           if (entry.memory) seen.bytes[index][entry.pid] += entry.memory->count;
       } else {
