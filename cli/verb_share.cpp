@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -20,7 +21,7 @@ namespace bulkhead::cli {
 namespace {
 
 struct Options {
-  std::string cls = {}, memory = {}, latency = {}, gpu = {}, name = {}, user = {}, on_escape = "report",
+  std::string cls = {}, memory = {}, latency = {}, gpu = {}, name = {}, user = {}, on_escape = {},
               guard_library = {}, ceiling = {}, who = {}, board = {};
   std::optional<unsigned> weight = {};
   std::uint64_t allocate = 0;
@@ -77,6 +78,7 @@ Status apply(const Options& o, share::Asked& asked) {
     BH_TRY(const auto ns, parse_duration(o.latency));
     asked.latency_us = ns / 1000;
   }
+  if (o.on_escape.empty()) return ok_status();
   if (o.on_escape == "report")
     asked.on_escape = share::OnEscape::report;
   else if (o.on_escape == "pause")
@@ -143,6 +145,13 @@ int run_program(const Context& context, const Options& o) {
     if (!found.ok()) return fail(context, found.error());
     request.guard_library = *found;
   }
+  if (o.guard) {  // the program's children may be elsewhere
+    std::error_code failed;
+    request.guard_library = std::filesystem::absolute(request.guard_library, failed).string();
+    if (!std::filesystem::exists(request.guard_library, failed))
+      return fail(context, Error(Errc::not_found, fmt::format("{}: no such file", request.guard_library),
+                                 "leave --guard-library out, or name libbulkhead-guard.so"));
+  }
   if (auto applied = apply(o, request.asked); !applied.ok()) return fail(context, applied.error());
   const auto gpu = share::choose_gpu(place, o.gpu);
   if (!gpu.ok()) return fail(context, gpu.error());
@@ -157,15 +166,8 @@ int run_program(const Context& context, const Options& o) {
 }
 
 int run_set(const Context& context, const Options& o) {
-  const auto changed = share::set(place_of(context), o.who, [&](share::Asked& asked) {
-    Options copy = o;
-    // Kept as it was unless given.
-    if (copy.on_escape == "report")
-      copy.on_escape = asked.on_escape == share::OnEscape::pause ? "pause"
-                       : asked.on_escape == share::OnEscape::end ? "end"
-                                                                 : "report";
-    return apply(copy, asked);
-  });
+  const auto changed =
+      share::set(place_of(context), o.who, [&](share::Asked& asked) { return apply(o, asked); });
   if (!changed.ok()) return fail(context, changed.error());
   return print(fmt::format("{}: weight {}, {}{}{}\n", changed->name, changed->weight,
                            sharing::name_of(changed->cls),

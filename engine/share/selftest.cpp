@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -145,7 +146,8 @@ Status spin_for_real(const BoardFile& board, std::uint64_t allocate, bool& refus
   for (auto& event : events) BH_CHECK(cuda_ok(cuda.event_create(&event, 2 /* no timing */), "cuEventCreate"));
   board->rounds.store(rounds);
   board->ready.store(1);
-  for (std::uint64_t n = 0; board->stop.load() == 0; ++n) {
+  const pid_t parent = ::getppid();  // the launcher: without it nobody stops this
+  for (std::uint64_t n = 0; board->stop.load() == 0 && ::getppid() == parent; ++n) {
     if (board->pause.load() != 0) {
       ::usleep(1000);
       continue;
@@ -177,6 +179,8 @@ class Spinner {  // a tenant that runs `bulkhead share spin`
     const pid_t pid = ::fork();
     if (pid < 0) return errno_error("fork", errno);
     if (pid == 0) {
+      // A self-test that is killed takes its programs along: the launcher hands the signal on.
+      ::prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
       const auto code = run(place, std::move(request));
       ::_exit(code.ok() ? *code : 125);
     }
@@ -195,7 +199,12 @@ class Spinner {  // a tenant that runs `bulkhead share spin`
   }
   int finish() {
     board->stop.store(1);
-    if (pid_ > 0) ::waitpid(pid_, &status_, 0);
+    for (int i = 0; pid_ > 0; ++i) {
+      if (::waitpid(pid_, &status_, WNOHANG) == pid_) break;
+      if (i == 2000) ::kill(pid_, SIGTERM);  // ten seconds: it hangs
+      if (i == 3000) return pid_ = -1, 128 + SIGTERM;
+      ::usleep(5000);
+    }
     pid_ = -1;
     return WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
   }
