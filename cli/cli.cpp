@@ -92,7 +92,8 @@ class HelpPage : public CLI::Formatter {
       }
     }
     for (const CLI::App* sub : app->get_subcommands(nullptr))
-      verbs.push_back({sub->get_name(), sub->get_description()});
+      if (!sub->get_group().empty())  // a verb without a group is for programs
+        verbs.push_back({sub->get_name(), sub->get_description()});
     out += options.size() > 1 ? " [OPTION...]" : "";
     out += verbs.empty() ? "\n" : " VERB ...\n";
     std::size_t widest = 0;

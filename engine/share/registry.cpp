@@ -113,10 +113,8 @@ Json to_json(const Asked& asked) {
   out["onEscape"] = name_of(asked.on_escape);
   out["held"] = asked.held;
   out["mps"] = asked.mps;
-  Json command = Json::array();  // as it is read back
-  for (const auto& word : asked.command)
-    if (command.size() < most_words) command.push_back(printable(word, 256));
-  out["command"] = std::move(command);
+  // The program alone: its arguments may hold secrets, and anybody may read the table.
+  out["program"] = asked.command.empty() ? std::string() : printable(asked.command.front(), 256);
   return out;
 }
 
@@ -143,10 +141,7 @@ Result<Asked> asked_from(const Json& json) {
     if (escape == name_of(what)) out.on_escape = what;
   if (const auto at = json.find("held"); at != json.end() && at->is_boolean()) out.held = at->get<bool>();
   if (const auto at = json.find("mps"); at != json.end() && at->is_boolean()) out.mps = at->get<bool>();
-  if (const auto at = json.find("command"); at != json.end() && at->is_array())
-    for (const auto& word : *at)
-      if (word.is_string() && out.command.size() < most_words)
-        out.command.push_back(printable(word.get<std::string>(), 256));
+  if (auto program = text(json, "program"); !program.empty()) out.command = {std::move(program)};
   return out;
 }
 
