@@ -193,7 +193,7 @@ class Arbiter {
   void look_at_slots(std::uint64_t now) {
     if (now < slots_due_) return;
     slots_due_ = now + 20 * ms;
-    bool uses = false;
+    std::set<std::uint32_t> gpus;
     std::uint64_t used = 0;
     std::map<std::uint32_t, std::optional<std::uint32_t>> looked;  // many slots may name one pid
     const auto gone = guard::release_dead(*duty_.page, [&](std::uint32_t pid, std::uint32_t start) {
@@ -208,12 +208,15 @@ class Arbiter {
     dead_self_set_ += gone.self_set;
     for (const auto& slot : duty_.page->slots) {
       if (slot.owner.load(std::memory_order_relaxed) == 0) continue;
-      for (const auto& bytes : slot.used) used += bytes.load(std::memory_order_relaxed);
+      for (std::uint32_t gpu = 0; gpu < guard::max_gpus; ++gpu) {
+        const auto bytes = slot.used[gpu].load(std::memory_order_relaxed);
+        used += bytes;
+        if (bytes > 0) gpus.insert(gpu);
+      }
     }
-    uses = used > 0;
     slots_used_ = used;
-    if (uses == gated_running_) return;
-    gated_running_ = uses;
+    if (gpus == gated_gpus_) return;
+    gated_gpus_ = std::move(gpus);
     publish();
     reload(now);
   }
@@ -237,8 +240,8 @@ class Arbiter {
     std::set<std::uint32_t> gpus;
     if (hold_)
       for (const auto& group : hold_->groups()) gpus.insert(group.gpu);
-    else if (gated_running_)
-      gpus.insert(0);
+    else
+      gpus = gated_gpus_;
     for (const auto gpu : gpus) plans_[gpu] = plan_of(all, gpu, costs_).plan;
     if (hold_) {
       const auto busy = busy_groups();
@@ -287,11 +290,13 @@ class Arbiter {
   void apply_moments(std::uint64_t now) {
     next_moment_ns_ = UINT64_MAX;
     if (!hold_) {
-      sharing::Moment moment;
-      if (const auto plan = plans_.find(0); plan != plans_.end())
-        moment = sharing::at(plan->second, asked_.id, now);
-      next_moment_ns_ = moment.until_ns;
-      open_gate(moment.on && !paused_);
+      bool open = !paused_;  // one gate for all of its GPUs: open where it is on everywhere
+      for (const auto& [gpu, plan] : plans_) {
+        const auto moment = sharing::at(plan, asked_.id, now);
+        open = open && moment.on;
+        next_moment_ns_ = std::min(next_moment_ns_, moment.until_ns);
+      }
+      open_gate(open);
       return;
     }
     std::map<std::uint32_t, unsigned> counted;
@@ -532,8 +537,8 @@ class Arbiter {
       now.refused += dead_refused_;
       now.self_set += dead_self_set_;
       now.used = Bytes(slots_used_);
-      if (gated_running_)
-        now.groups.push_back({.pid = duty_.program, .gpu = 0, .on = duty_.page->gate.load() == 0});
+      for (const auto gpu : gated_gpus_)
+        now.groups.push_back({.pid = duty_.program, .gpu = gpu, .on = duty_.page->gate.load() == 0});
     }
     now.reasserted = reasserted_;
     now.in_force_us = in_force_us_;
@@ -569,7 +574,8 @@ class Arbiter {
   std::optional<double> busy_;
   std::vector<std::string> troubles_;
   std::string published_;
-  bool dirty_ = false, paused_ = false, escape_acted_ = false, gated_running_ = false;
+  bool dirty_ = false, paused_ = false, escape_acted_ = false;
+  std::set<std::uint32_t> gated_gpus_;  // where a tenant of the guard holds memory
 };
 
 }  // namespace

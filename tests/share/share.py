@@ -197,7 +197,7 @@ def deaths():
 
 
 def spin(name, *options, us=1000, seconds=3, program_options=()):
-    return subprocess.Popen([bulkhead, "share", "run", "--untested", "--gpu", "0", "--name", name, *options, "--", bins + "/cuda_spin",
+    return subprocess.Popen([bulkhead, "share", "run", "--untested", *(() if "--gpu" in options else ("--gpu", "0")), "--name", name, *options, "--", bins + "/cuda_spin",
                              "--us", str(us), "--seconds", str(seconds), *program_options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -245,6 +245,13 @@ def cuda():
               len(rows) > 5 and all(row["total"] <= 1 << 30 for row in rows if "total" in row), r.stdout + r.stderr)
         r = share("run", "--untested", *mode, "--gpu", "0", "--memory", "700MiB", "--", bulkhead, "share", "spin", work + "/board", str(1 << 30))
         check("and past it CUDA is out of memory", r.returncode == 3, (r.returncode, r.stderr))
+    g = spin("g", "--guard", "--gpu", "1", seconds=4)
+    h = spin("h", "--gpu", "1", seconds=4)
+    running("g", "h", sliced=False)
+    plan = until(lambda: (lambda t: t if all(n in t and t[n]["plan"].get("turnMicroseconds") for n in "gh") else None)(tenants()))
+    check("a tenant of the guard and a held one take turns, on any GPU", plan and plan["g"]["now"]["groups"][0]["gpu"] == 1, tenants())
+    g, h = answer(g), answer(h)
+    check("and both get on", g.get("busy", 0) > 0.05 and h.get("busy", 0) > 0.05, (g, h))
     r = share("selftest", "--json")
     found = json.loads(r.stdout)
     check("the self-test says that this driver obeys", r.returncode == 0 and found["slices"] and found["pauses"] and found["memory"], found)
