@@ -6,8 +6,10 @@
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <CLI/App.hpp>
@@ -43,6 +45,9 @@ const std::vector<Verb>& verbs();
 
 int main(int argc, char** argv);
 
+// What follows the options in "--help".
+std::string help_footer(std::string_view examples, std::string_view exits);
+
 // ---- printing
 enum class Tone { plain, good, warn, bad, dim, bold };
 std::string paint(const Context& context, Tone tone, std::string_view text);
@@ -61,11 +66,39 @@ class Table {
   std::vector<std::vector<Tone>> tones_;
 };
 
+// The verbs of a verb: `share run`, `twin up`. Their options are one struct, read once they are parsed.
+template <class Options>
+class Subverbs {
+ public:
+  using Act = std::function<int(const Context&, const Options&)>;
+  explicit Subverbs(CLI::App& app) : app_(app) {
+    app.require_subcommand(1);
+    app.fallthrough();
+  }
+  void add(const char* name, const char* summary, const char* examples,
+           const std::function<void(CLI::App&)>& declare, Act act) {
+    CLI::App* sub = app_.add_subcommand(name, summary);
+    sub->set_help_flag("-h,--help", "This page");
+    sub->footer(help_footer(examples, {}));
+    declare(*sub);
+    sub->callback([options = options, chosen = chosen_, act = std::move(act)] {
+      *chosen = [options, act](const Context& context) { return act(context, *options); };
+    });
+  }
+  std::function<int(const Context&)> run() const {
+    return [chosen = chosen_](const Context& context) { return (*chosen)(context); };
+  }
+  const std::shared_ptr<Options> options =
+      std::make_shared<Options>();  // CLI11 writes into it while it parses
+
+ private:
+  CLI::App& app_;
+  std::shared_ptr<std::function<int(const Context&)>> chosen_ =
+      std::make_shared<std::function<int(const Context&)>>();
+};
+
 // Prints "bulkhead: apply: gpu 3: ...", then the hint as "  try: ..."; returns exit_could_not.
 int fail(const Context& context, const Error& error);
-
-// What follows the options in "--help".
-std::string help_footer(std::string_view examples, std::string_view exits);
 
 // "10s", "500ms", "2m", "1h": nanoseconds, at most a month.
 Result<std::uint64_t> parse_duration(std::string_view text);

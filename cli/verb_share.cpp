@@ -252,20 +252,9 @@ int run_top(const Context& context, const Options& o) {
 }  // namespace
 
 std::function<int(const Context&)> bind_share(CLI::App& app) {
-  auto o = std::make_shared<Options>();
-  auto chosen = std::make_shared<std::function<int(const Context&)>>();
-  app.require_subcommand(1);
-  app.fallthrough();
-  const auto verb = [&](const char* name, const char* summary, const char* examples, auto declare,
-                        std::function<int(const Context&, const Options&)> act) {
-    CLI::App* sub = app.add_subcommand(name, summary);
-    sub->set_help_flag("-h,--help", "This page");
-    sub->footer(help_footer(examples, {}));
-    declare(*sub);
-    sub->callback(
-        [o, chosen, act] { *chosen = [o, act](const Context& context) { return act(context, *o); }; });
-    return sub;
-  };
+  Subverbs<Options> verbs(app);
+  const auto o = verbs.options;
+  const auto verb = [&](auto&&... row) { verbs.add(std::forward<decltype(row)>(row)...); };
   const auto asked = [&](CLI::App& sub) {
     sub.add_option("--weight", o->weight,
                    "Parts of the GPU's time, against the other tenants' (1 to 1000; 100)");
@@ -354,7 +343,7 @@ std::function<int(const Context&)> bind_share(CLI::App& app) {
         sub.group("");  // hidden
       },
       [](const Context&, const Options& options) { return share::spin(options.allocate, options.board); });
-  return [chosen](const Context& context) { return (*chosen)(context); };
+  return verbs.run();
 }
 
 }  // namespace bulkhead::cli

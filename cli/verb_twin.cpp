@@ -262,19 +262,9 @@ int run_attach(const Context& context, const Options& o) {
 }  // namespace
 
 std::function<int(const Context&)> bind_twin(CLI::App& app) {
-  auto o = std::make_shared<Options>();
-  auto chosen = std::make_shared<std::function<int(const Context&)>>();
-  app.require_subcommand(1);
-  app.fallthrough();
-  const auto verb = [&](const char* name, const char* summary, const char* examples, auto declare,
-                        std::function<int(const Context&, const Options&)> act) {
-    CLI::App* sub = app.add_subcommand(name, summary);
-    sub->set_help_flag("-h,--help", "This page");
-    sub->footer(help_footer(examples, {}));
-    declare(*sub);
-    sub->callback(
-        [o, chosen, act] { *chosen = [o, act](const Context& context) { return act(context, *o); }; });
-  };
+  Subverbs<Options> verbs(app);
+  const auto o = verbs.options;
+  const auto verb = [&](auto&&... row) { verbs.add(std::forward<decltype(row)>(row)...); };
   const auto on_twin = [&o](CLI::App& sub) {
     sub.add_option("--dir", o->directory,
                    "The twin's directory (default: BULKHEAD_TWIN, or the only twin that is up)")
@@ -528,7 +518,7 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
         sub.add_flag("--all", o->all, "Show live readings and identities as well");
       },
       run_compare);
-  return [chosen](const Context& context) { return (*chosen)(context); };
+  return verbs.run();
 }
 
 }  // namespace bulkhead::cli
