@@ -70,7 +70,6 @@ class Arbiter {
       trouble(errno_error(fmt::format("watch {}", place_.run_dir().string()), errno).message());
     if (const auto remembered = remembered_costs(place_)) costs_ = *remembered;
     groups_changed(monotonic_ns());
-    reload(monotonic_ns());
     for (;;) {
       BH_TRY(const bool more, turn());
       if (!more) break;
@@ -232,7 +231,7 @@ class Arbiter {
         for (auto& cap : duty_.page->cap)
           cap.store(asked_.memory ? asked_.memory->count : guard::no_cap, std::memory_order_relaxed);
       } else if (!tenant.alive) {
-        set_free(place_, tenant);
+        set_free(tenant);
         forget(place_, tenant.asked.id);
       }
     }
@@ -582,7 +581,7 @@ class Arbiter {
 
 Status arbitrate(Duty duty) { return Arbiter(std::move(duty)).run(); }
 
-void set_free(const Place& place, const Tenant& dead) {
+void set_free(const Tenant& dead) {
   if (!dead.now) return;
   for (const auto& group : dead.now->groups) {
     if (group.fd < 0 || group.pid <= 0) continue;
@@ -597,7 +596,6 @@ void set_free(const Place& place, const Tenant& dead) {
       (void)file->set_channels(group.client, group.subdevice, group.channels, true);
     (void)file->set_timeslice_us(group.client, group.handle, driver_default_slice_us);
   }
-  (void)place;
 }
 
 }  // namespace bulkhead::share

@@ -26,6 +26,6 @@ Status arbitrate(Duty duty);
 
 // What both sides of a plan do with a group whose tenant has nobody left: back on the GPU with the driver's
 // own slice.
-void set_free(const Place& place, const Tenant& dead);
+void set_free(const Tenant& dead);
 
 }  // namespace bulkhead::share

@@ -74,7 +74,6 @@ void Auditor::work(const std::shared_ptr<Inside>& inside) {
   std::unique_ptr<nvml::Nvml> nvml;
   std::vector<nvml::Device> devices;
   std::map<std::uint32_t, std::uint64_t> last_stamp;  // GPU -> newest utilisation sample seen, us
-  std::uint64_t number = 0;
   for (;;) {
     bool with_busy = false;
     {
@@ -85,7 +84,6 @@ void Auditor::work(const std::shared_ptr<Inside>& inside) {
       inside->asked = false;
     }
     Seen seen;
-    seen.number = ++number;
     if (!nvml) {
       if (auto opened = nvml::Nvml::open(inside->library); opened.ok()) {
         nvml = std::move(*opened);

@@ -19,9 +19,8 @@ class Auditor {
     std::map<std::uint32_t, std::map<int, std::uint64_t>> bytes;  // GPU index -> pid -> device memory
     bool with_busy = false;  // `busy` was asked for, and the driver can say
     std::map<int, double>
-        busy;                  // pid -> mean share of a GPU's time over the samples since the last look, 0..1
-    std::string trouble;       // why there is nothing
-    std::uint64_t number = 0;  // of the look
+        busy;             // pid -> mean share of a GPU's time over the samples since the last look, 0..1
+    std::string trouble;  // why there is nothing
   };
   // Wakes the thread, at most one look at a time. Results are signalled on fd().
   void look(bool with_busy);
