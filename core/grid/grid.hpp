@@ -348,6 +348,7 @@ class Fleet {
   void shift(GpuId gpu, SetId set);
   void arrive(Model& model, ClassId cls, SetId set);
   void leave(Model& model, ClassId cls, SetId set);
+  void step_back(const Undo::Step& step);
 
   std::vector<Gpu> gpus_;
   std::vector<Model> models_;
