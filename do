@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
 build_packages=(g++ cmake ninja-build ccache pkg-config libfmt-dev nlohmann-json3-dev libyaml-cpp-dev libsqlite3-dev
-  libsystemd-dev libcli11-dev libgtest-dev libgmock-dev)
+  libsystemd-dev libcli11-dev libgtest-dev libgmock-dev libboost1.81-dev libssl-dev)
 run_packages=(libsystemd0 tmux hwloc python3 strace sqlite3 libncurses6 libncursesw6 systemd)
 lint_packages=(clang clang-format clang-tidy libclang-rt-14-dev gcovr)
 # Real NVML clients and the vendor's header live in contrib and non-free. They are unpacked below build/deps, not
