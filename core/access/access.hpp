@@ -1,5 +1,6 @@
-// Who may do what: one table of role x verb x resource, for own things and for those of others. Everything that
-// is not in the table is forbidden. The API asks here and nowhere else; a test walks every route with every role.
+// Who may do what: one table of role x verb x resource, for own things and for those of others. Everything
+// that is not in the table is forbidden. The API asks here and nowhere else; a test walks every route with
+// every role.
 #pragma once
 
 #include <span>
@@ -19,7 +20,10 @@ enum class Role {
 };
 enum class Verb { read, create, change, end };
 enum class Resource { tenants, quotas, tokens, leases, gpus, events, audit, metrics, settings };
-enum class Whose { own, others };  // of the caller's tenant; things of no tenant (gpus, settings) are `others`
+enum class Whose {
+  own,
+  others
+};  // of the caller's tenant; things of no tenant (gpus, settings) are `others`
 
 std::string_view name_of(Role role);  // "admin", "operator", "tenant", "auditor"
 std::string_view name_of(Verb verb);

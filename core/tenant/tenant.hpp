@@ -15,22 +15,24 @@
 
 namespace bulkhead::tenant {
 
-// Lower-case letters, digits and hyphens, 1 to 63, a letter first: fits a DNS label, a metric's label, a file name.
+// Lower-case letters, digits and hyphens, 1 to 63, a letter first: fits a DNS label, a metric's label, a file
+// name.
 Result<std::string> parse_name(std::string_view text);
 
 inline constexpr std::uint32_t min_weight = 1, max_weight = 1'000'000;
 
-// At most this much at a time; nullopt: no limit of its own. Every limit counts leases that hold something (preparing,
-// active, releasing) and, for `leases`, those that wait as well.
+// At most this much at a time; nullopt: no limit of its own. Every limit counts leases that hold something
+// (preparing, active, releasing) and, for `leases`, those that wait as well.
 struct Quota {
-  std::optional<std::uint64_t> leases = {};             // at once, waiting ones included
-  std::optional<std::uint64_t> gpus = {};               // whole ones: exclusive and passthrough
-  std::optional<std::uint64_t> slices = {};             // MIG instances of any profile
-  std::map<std::string, std::uint64_t> profiles = {};   // MIG instances by profile name: {"1g.10gb": 4}
-  std::optional<std::uint64_t> shares = {};             // software shares
-  std::optional<Bytes> memory = {};                     // GPU memory of everything it holds
-  std::optional<std::uint64_t> watts = {};              // parts of the GPUs' power limits that its leases stand for
-  std::optional<std::uint64_t> gpu_seconds_month = {};  // GPU-hours of a calendar month (UTC), as GPU-seconds; a slice counts its part
+  std::optional<std::uint64_t> leases = {};            // at once, waiting ones included
+  std::optional<std::uint64_t> gpus = {};              // whole ones: exclusive and passthrough
+  std::optional<std::uint64_t> slices = {};            // MIG instances of any profile
+  std::map<std::string, std::uint64_t> profiles = {};  // MIG instances by profile name: {"1g.10gb": 4}
+  std::optional<std::uint64_t> shares = {};            // software shares
+  std::optional<Bytes> memory = {};                    // GPU memory of everything it holds
+  std::optional<std::uint64_t> watts = {};  // parts of the GPUs' power limits that its leases stand for
+  std::optional<std::uint64_t> gpu_seconds_month =
+      {};  // GPU-hours of a calendar month (UTC), as GPU-seconds; a slice counts its part
   friend bool operator==(const Quota&, const Quota&) = default;
 };
 
@@ -53,15 +55,17 @@ struct Tenant {
   bool suspended = false;      // holds what it has, gets nothing new
   std::string note = {};       // free text of the operator, at most 200 bytes
   WallTime created = {};
-  std::int64_t version = 1;    // counts changes; the API's ETag
+  std::int64_t version = 1;  // counts changes; the API's ETag
 };
 
-// Every limit that `more` on top of `held` would break, each a sentence with both numbers: "holds 3 of 4 leases and asks
-// for 2". Empty: within quota. `used_gpu_seconds`: this month so far; a limit of GPU-hours refuses only when it is spent.
-std::vector<std::string> beyond(const Quota& quota, const Amount& held, const Amount& more, std::uint64_t used_gpu_seconds);
+// Every limit that `more` on top of `held` would break, each a sentence with both numbers: "holds 3 of 4
+// leases and asks for 2". Empty: within quota. `used_gpu_seconds`: this month so far; a limit of GPU-hours
+// refuses only when it is spent.
+std::vector<std::string> beyond(const Quota& quota, const Amount& held, const Amount& more,
+                                std::uint64_t used_gpu_seconds);
 
-// JSON of the record and of the API: names as above in camelCase, absent keys for nullopt; memory in bytes. Parsing names every
-// mistake in one Error ("quota.leases: must be a whole number up to 1000000").
+// JSON of the record and of the API: names as above in camelCase, absent keys for nullopt; memory in bytes.
+// Parsing names every mistake in one Error ("quota.leases: must be a whole number up to 1000000").
 Json to_json(const Quota& quota);
 Result<Quota> parse_quota(const Json& json);
 Json to_json(const Tenant& tenant);
