@@ -50,7 +50,7 @@ std::optional<std::uint64_t> Fields::whole(std::string_view key, std::uint64_t l
   const Json* value = find(key);
   if (value == nullptr) return std::nullopt;
   // A number written as 2.0 or 1e3 is not whole here: what a client means by it is not ours to guess.
-  if (value->is_number_unsigned()) {
+  if (value->is_number_unsigned() || (value->is_number_integer() && value->get<std::int64_t>() >= 0)) {
     const auto number = value->get<std::uint64_t>();
     if (number >= least && number <= most) return number;
   }

@@ -1,5 +1,6 @@
 // A seeded generator for simulations: the same seed gives the same numbers on every machine, which the
-// distributions of <random> do not promise. xoshiro256** by Blackman and Vigna, seeded through splitmix64. Not for secrets.
+// distributions of <random> do not promise. xoshiro256** by Blackman and Vigna, seeded through splitmix64.
+// Not for secrets.
 #pragma once
 
 #include <array>

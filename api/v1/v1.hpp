@@ -1,5 +1,6 @@
-// The wire: documents of /api/v1 as values, and back. A promise to clients: fields are added, never changed or taken away. Knows
-// nothing of core, so that a refactoring there cannot change it. The OpenAPI 3.1 document (openapi()) is made from the same tables.
+// The wire: documents of /api/v1 as values, and back. A promise to clients: fields are added, never changed
+// or taken away. Knows nothing of core, so that a refactoring there cannot change it. The OpenAPI 3.1
+// document (openapi()) is made from the same tables.
 #pragma once
 
 #include <cstdint>
@@ -19,20 +20,22 @@ inline constexpr std::string_view prefix = "/api/v1";
 // RFC 9457, application/problem+json. `type` is "https://bulkhead.dev/problems/<code>".
 struct Problem {
   int status = 500;
-  std::string code = {};    // "quota", "no-room", "not-found", "forbidden", "invalid", "conflict" ...
+  std::string code = {};  // "quota", "no-room", "not-found", "forbidden", "invalid", "conflict" ...
   std::string title = {};
   std::string detail = {};  // one sentence
   std::vector<std::string> reasons = {}, ways = {};
-  std::string hint = {};    // what to type or send next
+  std::string hint = {};  // what to type or send next
 };
 Json to_json(const Problem& problem);
 Result<Problem> parse_problem(const Json& json);
 
-// One route of the API. Both the daemon's dispatch and the OpenAPI document are made from this table; a test walks it.
+// One route of the API. Both the daemon's dispatch and the OpenAPI document are made from this table; a test
+// walks it.
 struct Route {
   std::string_view method, path;  // "/leases/{id}"
   std::string_view operation;     // "getLease"
-  std::string_view verb, resource;  // of the table of access: "read", "leases"; empty: needs no token (health)
+  std::string_view verb,
+      resource;  // of the table of access: "read", "leases"; empty: needs no token (health)
   std::string_view summary;
   std::string_view request, response;  // names of schemas; empty: none
   int success = 200;
@@ -41,7 +44,8 @@ struct Route {
   bool stream = false;          // text/event-stream
 };
 const std::vector<Route>& routes();
-// The route of a method and path below the prefix, with the values of its {names}; nullptr: none; `other_methods`: those the path has.
+// The route of a method and path below the prefix, with the values of its {names}; nullptr: none;
+// `other_methods`: those the path has.
 struct Match {
   const Route* route = nullptr;
   std::map<std::string, std::string> values = {};
@@ -49,8 +53,10 @@ struct Match {
 };
 Match match(std::string_view method, std::string_view path);
 
-Json openapi();              // OpenAPI 3.1, complete
-const Json& schema(std::string_view name);  // JSON Schema of one document: "Lease", "LeaseRequest", "Tenant", "Quota", "Token", "TokenRequest", "Problem", "Page", "Event", "Gpu"
+Json openapi();  // OpenAPI 3.1, complete
+const Json& schema(
+    std::string_view name);  // JSON Schema of one document: "Lease", "LeaseRequest", "Tenant", "Quota",
+                             // "Token", "TokenRequest", "Problem", "Page", "Event", "Gpu"
 
 // Pages: {"items": [...], "next": "opaque cursor or absent"}.
 Json page(Json items, const std::optional<std::string>& next);

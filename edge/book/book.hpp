@@ -1,6 +1,7 @@
-// What the daemon must not lose: tenants, tokens, leases, idempotency keys, and the audit log as a hash chain. One SQLite
-// database (WAL, synchronous=FULL, STRICT tables) beside the journal; one writer. Changes come in batches: commit() makes all of a batch durable
-// with one fsync, or none of it. A database that is damaged, foreign or newer is refused and left as it is.
+// What the daemon must not lose: tenants, tokens, leases, idempotency keys, and the audit log as a hash
+// chain. One SQLite database (WAL, synchronous=FULL, STRICT tables) beside the journal; one writer. Changes
+// come in batches: commit() makes all of a batch durable with one fsync, or none of it. A database that is
+// damaged, foreign or newer is refused and left as it is.
 #pragma once
 
 #include <array>
@@ -28,8 +29,8 @@ struct Record {
 };
 
 struct Token {
-  std::string id = {};      // public part, 16 hex digits; the secret is never stored
-  Hash secret = {};         // SHA-256 of the secret half (256 random bits: no salt or stretching needed)
+  std::string id = {};  // public part, 16 hex digits; the secret is never stored
+  Hash secret = {};     // SHA-256 of the secret half (256 random bits: no salt or stretching needed)
   std::string user = {}, role = {}, tenant = {};  // tenant empty: of none
   std::string certificate = {};                   // instead of a secret: SHA-256 of a client certificate, hex
   WallTime created = {};
@@ -37,15 +38,15 @@ struct Token {
   std::string note = {};
 };
 
-// One line of the audit log. hash = SHA-256(previous hash, then every field, each with its length before it), so that a line
-// changed, dropped or put in breaks the chain.
+// One line of the audit log. hash = SHA-256(previous hash, then every field, each with its length before it),
+// so that a line changed, dropped or put in breaks the chain.
 struct Audit {
   std::int64_t id = 0;  // counts from 1 without a gap; also the id of the event streams
   WallTime at = {};
   std::string user = {}, role = {}, tenant = {}, from = {};  // from: address or "uid 1000"
-  std::string verb = {}, what = {};  // "create", "lease/17"
-  std::string outcome = {};          // "done", "refused: quota"
-  Json detail = {};                  // never a secret
+  std::string verb = {}, what = {};                          // "create", "lease/17"
+  std::string outcome = {};                                  // "done", "refused: quota"
+  Json detail = {};                                          // never a secret
   Hash hash = {};
 };
 
@@ -63,7 +64,7 @@ struct Batch {
   std::vector<std::string> tenants_gone = {};
   std::vector<Token> tokens = {};
   std::vector<Key> keys = {};
-  std::vector<Audit> audit = {};  // id and hash are given by commit()
+  std::vector<Audit> audit = {};                            // id and hash are given by commit()
   std::vector<std::pair<std::string, Json>> settings = {};  // small named values: month's use, month of it
   bool empty() const;
 };
@@ -75,15 +76,19 @@ class Book {
   ~Book();
   Book(const Book&) = delete;
   Book& operator=(const Book&) = delete;
-  static std::filesystem::path file_in(const std::filesystem::path& directory) { return directory / "book.db"; }
+  static std::filesystem::path file_in(const std::filesystem::path& directory) {
+    return directory / "book.db";
+  }
 
   // Durable when it returns; on an error nothing of it is. Fills in the ids and hashes of batch.audit.
   Status commit(Batch& batch);
 
   Result<std::vector<Record>> tenants();
-  Result<std::vector<Record>> leases(bool over_too);  // by id; without `over_too` only those that are not ended or failed
+  Result<std::vector<Record>> leases(
+      bool over_too);  // by id; without `over_too` only those that are not ended or failed
   Result<std::optional<Record>> lease(std::int64_t id);
-  Result<std::vector<Record>> leases_page(std::int64_t below_id, std::size_t most);  // newest first, all states
+  Result<std::vector<Record>> leases_page(std::int64_t below_id,
+                                          std::size_t most);  // newest first, all states
   Result<std::vector<Token>> tokens();
   Result<std::optional<Key>> key(const std::string& user, const std::string& key);
   Result<Json> setting(const std::string& name);  // null: not there

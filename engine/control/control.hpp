@@ -1,7 +1,8 @@
-// The one loop that owns who has what. Every change is a command for its thread: it decides (core), takes the whole batch of
-// decisions to the book in one durable transaction, and only then answers. Reads need no turn: they see the snapshot after
-// the last batch. What takes long (making and scrubbing slices) happens in the executor's worker beside it, and comes back as a
-// command. kill -9 anywhere: on start the book and the hardware are read, and every lease that holds something is made true again or ended.
+// The one loop that owns who has what. Every change is a command for its thread: it decides (core), takes the
+// whole batch of decisions to the book in one durable transaction, and only then answers. Reads need no turn:
+// they see the snapshot after the last batch. What takes long (making and scrubbing slices) happens in the
+// executor's worker beside it, and comes back as a command. kill -9 anywhere: on start the book and the
+// hardware are read, and every lease that holds something is made true again or ended.
 #pragma once
 
 #include <chrono>
@@ -47,7 +48,7 @@ enum class Denied {
 std::string_view name_of(Denied why);
 struct Refusal {
   Denied why = Denied::invalid;
-  std::string what = {};             // one sentence
+  std::string what = {};  // one sentence
   std::vector<std::string> reasons = {};
   std::vector<std::string> ways = {};  // the nearest ways to yes
 };
@@ -57,10 +58,12 @@ using Answer = std::variant<T, Refusal>;
 template <class T>
 using Then = std::function<void(Answer<T>)>;
 
-// An idempotency key. The first answer is written with the change itself; the same key again gets that answer.
+// An idempotency key. The first answer is written with the change itself; the same key again gets that
+// answer.
 struct Once {
-  std::string key = {};       // at most 128 printable bytes; empty: none
-  std::string request = {};   // SHA-256 of method, path and body, hex: the same key with another request is a conflict
+  std::string key = {};  // at most 128 printable bytes; empty: none
+  std::string request =
+      {};  // SHA-256 of method, path and body, hex: the same key with another request is a conflict
 };
 
 struct User {  // a token as others see it: never its secret
@@ -97,8 +100,9 @@ struct Snapshot {
   std::int64_t batch = 0, last_event = 0;
   WallTime at = {};
   std::map<std::string, std::shared_ptr<const tenant::Tenant>> tenants = {};
-  std::map<std::int64_t, std::shared_ptr<const lease::Lease>> leases = {};  // those not over, and the last 1000 that are
-  std::map<std::string, tenant::Amount> held = {};                          // by tenant
+  std::map<std::int64_t, std::shared_ptr<const lease::Lease>> leases =
+      {};                                           // those not over, and the last 1000 that are
+  std::map<std::string, tenant::Amount> held = {};  // by tenant
   std::map<std::string, std::uint64_t> gpu_seconds_month = {};
   std::vector<PoolGpu> gpus = {};
   bool draining = false;
@@ -135,8 +139,8 @@ class Control {
 
   // ---- any thread, no waiting
   std::shared_ptr<const Snapshot> now() const;
-  // Of a bearer token ("bh_...") or a client certificate's SHA-256; nullopt: unknown, expired or revoked. Constant time
-  // in the secret.
+  // Of a bearer token ("bh_...") or a client certificate's SHA-256; nullopt: unknown, expired or revoked.
+  // Constant time in the secret.
   std::optional<Caller> authenticate(std::string_view bearer, std::string_view certificate) const;
   // From the audit log, oldest first, after `id`; at most `most`.
   Result<std::vector<Event>> events_after(std::int64_t id, std::size_t most) const;
@@ -145,15 +149,20 @@ class Control {
 
   // ---- commands: the caller's right is checked here, once more than in the daemon
   void create_lease(Caller caller, lease::Ask ask, Once once, Then<lease::Lease> then);
-  void renew_lease(Caller caller, std::int64_t id, std::chrono::seconds ttl, std::optional<std::int64_t> version, Then<lease::Lease> then);
-  void release_lease(Caller caller, std::int64_t id, std::optional<std::int64_t> version, Then<lease::Lease> then);
-  void put_tenant(Caller caller, tenant::Tenant tenant, std::optional<std::int64_t> version, Then<tenant::Tenant> then);  // version 0: must be new
-  void end_tenant(Caller caller, std::string name, Then<tenant::Tenant> then);  // refused while it holds leases
+  void renew_lease(Caller caller, std::int64_t id, std::chrono::seconds ttl,
+                   std::optional<std::int64_t> version, Then<lease::Lease> then);
+  void release_lease(Caller caller, std::int64_t id, std::optional<std::int64_t> version,
+                     Then<lease::Lease> then);
+  void put_tenant(Caller caller, tenant::Tenant tenant, std::optional<std::int64_t> version,
+                  Then<tenant::Tenant> then);  // version 0: must be new
+  void end_tenant(Caller caller, std::string name,
+                  Then<tenant::Tenant> then);  // refused while it holds leases
   void create_token(Caller caller, AskToken ask, Then<NewToken> then);
   void revoke_token(Caller caller, std::string id, Then<User> then);
   void list_tokens(Caller caller, Then<std::vector<User>> then);
-  void old_lease(Caller caller, std::int64_t id, Then<lease::Lease> then);  // one that the snapshot no longer has
-  void drain(Caller caller, bool on, Then<bool> then);                      // nothing new is granted
+  void old_lease(Caller caller, std::int64_t id,
+                 Then<lease::Lease> then);              // one that the snapshot no longer has
+  void drain(Caller caller, bool on, Then<bool> then);  // nothing new is granted
   // A right that was refused before it came to a command (401, 403), for the audit log; rate-limited inside.
   void refused(Caller caller, std::string verb, std::string what, std::string why);
 
@@ -169,7 +178,8 @@ struct AuditReport {
   std::string broken = {};  // empty: whole
 };
 Result<AuditReport> verify_audit(const std::filesystem::path& state);
-// The first admin token, made once when the book has no token at all; for `bulkhead serve` to write to a file only root can read.
+// The first admin token, made once when the book has no token at all; for `bulkhead serve` to write to a file
+// only root can read.
 Result<std::optional<std::string>> first_token(Control& control);
 
 }  // namespace bulkhead::control
