@@ -96,6 +96,4 @@ void Tables::list_evictions() {
   }
 }
 
-void Tables::recognise() {}
-
 }  // namespace bulkhead::grid

@@ -367,14 +367,15 @@ struct Group {
 };
 enum class Verdict { yes, no, undecided };
 
-// Whether `demand` (a count per profile) fits on the GPUs beside what is there, nothing moving. Empty GPUs of
-// the 7-of-8 grid are answered by a closed form (derived in pack.cpp), the rest by an exact search over at
-// most `budget` states; past it the answer is `undecided`, never a guess.
+// Whether `demand` (a count per profile) fits on the GPUs beside what is there, nothing moving. On the 7-of-8
+// grid a closed form answers (seven_of_eight_holds); elsewhere, in this order: bounds say no, a greedy
+// packing says yes, an exact search over at most `budget` states decides. Past the budget the answer is
+// `undecided`, never a guess.
 Verdict can_hold(const Tables& tables, std::span<const Group> gpus, std::span<const std::uint64_t> demand,
                  std::uint64_t budget = 200'000);
-// The closed form alone: nullopt when the model is not of that grid or the demand names another profile
-// (1g+me).
-std::optional<bool> seven_of_eight_holds(const Tables& tables, std::uint64_t empty_gpus,
+// The closed form alone (derived in pack.cpp). nullopt: the model is not of that grid, or the demand names a
+// profile that is not one of its six shapes (1g+me).
+std::optional<bool> seven_of_eight_holds(const Tables& tables, std::span<const Group> gpus,
                                          std::span<const std::uint64_t> demand);
 
 }  // namespace bulkhead::grid

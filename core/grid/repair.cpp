@@ -37,6 +37,15 @@ struct Fleet::Search {
   unsigned moved_count = 0, put_count = 0;  // each put is one step of the trail
   std::uint64_t price = 0;
   std::optional<Repair> best = {};
+  // How often an instance of a profile found no place with so many further moves. What failed once is not
+  // tried again in the other states of this search, which differ little: most of the time of hopeless
+  // searches went there.
+  std::array<std::array<std::uint8_t, max_moves>, max_places> failed = {};
+  static constexpr unsigned failures = 1;
+
+  bool hopeless(unsigned profile, unsigned allowed) const {
+    return allowed == 0 || failed[profile][allowed] >= failures;
+  }
 
   std::uint64_t base(unsigned profile) const {
     if (rules.base.empty()) return tables.size(profile);
@@ -109,7 +118,10 @@ struct Fleet::Search {
       step(choice->gpu, tables.next(fleet.gpus_[choice->gpu].set, place), place);
       return true;
     }
-    return allowed > 0 && displace(from.profile, at, allowed);
+    if (hopeless(from.profile, allowed)) return false;
+    if (displace(from.profile, at, allowed)) return true;
+    ++failed[from.profile][allowed];
+    return false;
   }
 
   static constexpr unsigned requested =
@@ -131,7 +143,7 @@ struct Fleet::Search {
           asked |= std::uint64_t{1} << its;
           if (fleet.choose({request.model, its, rules.classes})) placeable |= std::uint64_t{1} << its;
         }
-        least += (placeable >> its & 1U) == 0 ? 1 : 0;
+        if ((placeable >> its & 1U) == 0) least += hopeless(its, allowed - group.count) ? allowed : 1;
         group_price += base(its);
       }
       if (least > allowed || (best && group_price > best->price)) continue;
