@@ -28,20 +28,22 @@ struct Problem {
 };
 Json to_json(const Problem& problem);
 Result<Problem> parse_problem(const Json& json);
+std::string_view title_of(int status);
 
 // One route of the API. Both the daemon's dispatch and the OpenAPI document are made from this table; a test
 // walks it.
 struct Route {
-  std::string_view method, path;  // "/leases/{id}"
-  std::string_view operation;     // "getLease"
-  std::string_view verb,
-      resource;  // of the table of access: "read", "leases"; empty: needs no token (health)
-  std::string_view summary;
-  std::string_view request, response;  // names of schemas; empty: none
+  std::string_view method = {}, path = {};  // "/leases/{lease}"
+  std::string_view operation = {};          // "getLease"
+  // Of the table of access: "read", "leases". Both empty: needs no token. Verb "self": any valid token.
+  std::string_view verb = {}, resource = {};
+  std::string_view summary = {};
+  std::string_view request = {}, response = {};  // names of schemas; empty: none
   int success = 200;
   bool idempotent_key = false;  // takes Idempotency-Key
   bool pages = false;           // ?limit=&after=
   bool stream = false;          // text/event-stream
+  bool match = false;           // takes If-Match
 };
 const std::vector<Route>& routes();
 // The route of a method and path below the prefix, with the values of its {names}; nullptr: none;
@@ -54,9 +56,8 @@ struct Match {
 Match match(std::string_view method, std::string_view path);
 
 Json openapi();  // OpenAPI 3.1, complete
-const Json& schema(
-    std::string_view name);  // JSON Schema of one document: "Lease", "LeaseRequest", "Tenant", "Quota",
-                             // "Token", "TokenRequest", "Problem", "Page", "Event", "Gpu"
+// JSON Schema of one document: "Lease", "LeaseRequest", "Tenant", "Quota" ...; null: none.
+const Json& schema(std::string_view name);
 
 // Pages: {"items": [...], "next": "opaque cursor or absent"}.
 Json page(Json items, const std::optional<std::string>& next);
