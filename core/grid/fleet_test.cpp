@@ -4,6 +4,7 @@
 #include <bit>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "base/prng.hpp"
 #include "core/grid/grid.hpp"

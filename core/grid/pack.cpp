@@ -26,6 +26,7 @@
 // Each step loses nothing, so the conditions are enough and necessary.
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <map>
 #include <unordered_set>
 
@@ -144,14 +145,14 @@ struct Search {
     if (k == kinds.size()) return false;
     if (left == 0 || o == kinds[k].offers.size())
       return fits(k + 1, 0, k + 1 < kinds.size() ? kinds[k + 1].gpus : 0, rest);
-    for (std::size_t b = 0; b < measures.size(); ++b) {
-      if (measure(b, rest) > left * bounds[k][o][b] + later[k + 1][b]) return false;
-    }
     if (budget == 0) {
       out = true;
       return false;
     }
     --budget;
+    for (std::size_t b = 0; b < measures.size(); ++b) {
+      if (measure(b, rest) > left * bounds[k][o][b] + later[k + 1][b]) return false;
+    }
     std::vector<std::uint64_t> key = rest;
     key.insert(key.end(), {k, o, left});
     if (failed.contains(key)) return false;
@@ -172,14 +173,20 @@ struct Search {
   }
 };
 
-// Largest profiles first, each to the best state there is.
-bool greedy_fits(const Tables& tables, std::span<const Group> gpus, std::span<const std::uint64_t> demand) {
+// Each profile in turn to the best state there is. Largest first; or before those the profiles of which a GPU
+// takes fewer than their size lets it (1g+me), which want a GPU each.
+enum class Order { largest, scarcest };
+bool greedy_fits(const Tables& tables, std::span<const Group> gpus, std::span<const std::uint64_t> demand,
+                 Order by) {
   std::vector<std::uint64_t> counts(tables.set_count(), 0);
   for (const auto& group : gpus) counts[group.set] += group.gpus;
   std::vector<unsigned> order;
   for (unsigned p = 0; p < demand.size(); ++p) order.push_back(p);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](unsigned a, unsigned b) { return tables.size(a) > tables.size(b); });
+  const auto key = [&](unsigned p) {
+    const bool scarce = by == Order::scarcest && 2 * tables.maxpack(0, p) * tables.size(p) < tables.units();
+    return std::pair(!scarce, tables.units() - tables.size(p));
+  };
+  std::stable_sort(order.begin(), order.end(), [&](unsigned a, unsigned b) { return key(a) < key(b); });
   for (const unsigned p : order) {
     std::uint64_t left = demand[p];
     const auto ranked = tables.ranked(p);
@@ -327,7 +334,22 @@ Verdict can_hold(const Tables& tables, std::span<const Group> gpus, std::span<co
   }
   for (const auto& group : gpus) free += group.gpus * tables.free_units(group.set);
   if (units > free) return Verdict::no;
-  if (greedy_fits(tables, gpus, demand.first(std::min<std::size_t>(demand.size(), tables.profile_count()))))
+  // On the 7-of-8 grid a 1g+me wants at least what a 1g wants.
+  if (const auto& grid = tables.seven_of_eight()) {
+    const unsigned plain = static_cast<unsigned>(std::max<int>(grid->role[one], 0));
+    std::vector<std::uint64_t> least(demand.begin(), demand.end());
+    for (const unsigned p : asked) {
+      if (std::find(grid->role.begin(), grid->role.end(), static_cast<std::int16_t>(p)) != grid->role.end())
+        continue;
+      const auto& its = tables.geometry().profiles[p];
+      if (grid->role[one] >= 0 && its.size == 1 && its.starts == shapes()[one].starts)
+        least[plain] += demand[p];
+      least[p] = 0;
+    }
+    if (seven_of_eight_holds(tables, gpus, least) == false) return Verdict::no;
+  }
+  const auto known = demand.first(std::min<std::size_t>(demand.size(), tables.profile_count()));
+  if (greedy_fits(tables, gpus, known, Order::largest) || greedy_fits(tables, gpus, known, Order::scarcest))
     return Verdict::yes;
 
   // Of what each state offers, only the demanded profiles matter; states that offer the same are one kind.

@@ -4,6 +4,7 @@
 #include <bit>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "core/grid/grid.hpp"
 #include "core/grid/models_for_tests.hpp"
