@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <charconv>
+#include <deque>
+#include <functional>
 #include <map>
 
 #include <fmt/format.h>
@@ -103,6 +105,12 @@ std::string_view without_gaps(std::string_view spec, std::string& scratch) {
   return scratch;
 }
 
+bool within(std::string_view part, std::string_view text) {
+  const std::less_equal<> not_after;
+  return not_after(text.data(), part.data()) &&
+         not_after(part.data() + part.size(), text.data() + text.size());
+}
+
 }  // namespace
 
 std::uint64_t NodeList::gpus() const {
@@ -155,10 +163,15 @@ Result<NodeList> parse_nodes(std::string_view text) {
 }
 
 Result<PodList> parse_pods(std::string_view text) {
-  enum { cpu, memory, num, milli, spec, created, deleted };
-  const Column columns[] = {{{"cpu_milli"}},           {{"memory_mib"}},      {{"num_gpu"}},
-                            {{"gpu_milli"}},           {{"gpu_spec"}, false}, {{"creation_time"}, false},
-                            {{"deletion_time"}, false}};
+  enum { cpu, memory, num, milli, spec, created, deleted, name };
+  const Column columns[] = {{{"cpu_milli"}},
+                            {{"memory_mib"}},
+                            {{"num_gpu"}},
+                            {{"gpu_milli"}},
+                            {{"gpu_spec"}, false},
+                            {{"creation_time"}, false},
+                            {{"deletion_time"}, false},
+                            {{"name"}, false}};
   Mistakes mistakes;
   Table table(text, columns, mistakes);
   Reader reader(table, mistakes);
@@ -166,6 +179,8 @@ Result<PodList> parse_pods(std::string_view text) {
   PodList list;
   list.timed = table.has(created) && table.has(deleted);
   std::string scratch;
+  std::vector<std::string_view> names;
+  std::deque<std::string> unquoted;
   while (table.next()) {
     reader.new_row();
     if (list.pods.size() == kMostPods) {
@@ -194,11 +209,22 @@ Result<PodList> parse_pods(std::string_view text) {
                        fmt::format("{} is before the creation, {}", *pod.deleted, pod.created));
       }
     }
-    if (reader.good()) list.pods.push_back(pod);
+    if (!reader.good()) continue;
+    list.pods.push_back(pod);
+    if (!table.has(name)) continue;
+    // A name that had quotes in it lies in the table's own memory, which the next row takes.
+    const std::string_view said = table.field(name);
+    names.push_back(within(said, text) ? said : std::string_view(unquoted.emplace_back(said)));
   }
   if (mistakes.none() && list.pods.empty()) mistakes.at(0, "no pods below the heading");
   if (!mistakes.none()) return std::move(mistakes.error()).in("list of pods");
   list.specs = std::move(specs).take();
+  if (!std::is_sorted(names.begin(), names.end())) {
+    list.by_name.resize(names.size());
+    for (std::uint32_t i = 0; i < names.size(); ++i) list.by_name[i] = i;
+    std::stable_sort(list.by_name.begin(), list.by_name.end(),
+                     [&](std::uint32_t a, std::uint32_t b) { return names[a] < names[b]; });
+  }
   return list;
 }
 

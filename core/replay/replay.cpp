@@ -5,9 +5,9 @@
 
 #include <fmt/format.h>
 
-#include "base/prng.hpp"
 #include "base/text.hpp"
 #include "core/replay/cluster.hpp"
+#include "core/replay/draws.hpp"
 #include "core/replay/policy.hpp"
 
 namespace bulkhead::replay {
@@ -23,24 +23,28 @@ std::string plain(std::string_view name) {
   return out;
 }
 
+Status checked(const NodeList& nodes, const PodList& pods, const Options& options) {
+  if (!(options.arrived_percent > 0 && options.arrived_percent <= 10'000))
+    return Error(Errc::invalid, fmt::format("arrivals of {} % of the GPUs; wanted more than 0, at most 10000",
+                                            options.arrived_percent));
+  if (options.points > 10'000)
+    return Error(Errc::invalid, fmt::format("a curve of {} points; at most 10000", options.points));
+  if (nodes.nodes.size() > kMostNodes || pods.pods.size() > kMostPods || nodes.models.size() > kMostModels)
+    return Error(Errc::invalid,
+                 fmt::format("{} nodes, {} pods, {} models; at most {}, {} and {}", nodes.nodes.size(),
+                             pods.pods.size(), nodes.models.size(), kMostNodes, kMostPods, kMostModels));
+  if (nodes.gpus() == 0) return Error(Errc::invalid, "the list of nodes has no GPU");
+  if (std::none_of(pods.pods.begin(), pods.pods.end(), [](const Pod& pod) { return pod.num_gpu > 0; }))
+    return Error(Errc::invalid, "no pod of the list asks for a GPU");
+  return ok_status();
+}
+
 // One run: a cluster, a policy, and the figures so far.
 class Run {
  public:
   static Result<std::unique_ptr<Run>> make(const NodeList& nodes, const PodList& pods, Policy policy,
-                                           const Options& options) {
-    if (!(options.arrived_percent > 0 && options.arrived_percent <= 10'000))
-      return Error(Errc::invalid,
-                   fmt::format("arrivals of {} % of the GPUs; wanted more than 0, at most 10000",
-                               options.arrived_percent));
-    if (options.points > 10'000)
-      return Error(Errc::invalid, fmt::format("a curve of {} points; at most 10000", options.points));
-    if (nodes.nodes.size() > kMostNodes || pods.pods.size() > kMostPods || nodes.models.size() > kMostModels)
-      return Error(Errc::invalid,
-                   fmt::format("{} nodes, {} pods, {} models; at most {}, {} and {}", nodes.nodes.size(),
-                               pods.pods.size(), nodes.models.size(), kMostNodes, kMostPods, kMostModels));
-    if (nodes.gpus() == 0) return Error(Errc::invalid, "the list of nodes has no GPU");
-    auto run = std::unique_ptr<Run>(new Run(nodes, pods, options));
-    if (run->workload_.milli == 0) return Error(Errc::invalid, "no pod of the list asks for a GPU");
+                                           const Options& options, const std::vector<std::uint32_t>& order) {
+    auto run = std::unique_ptr<Run>(new Run(nodes, pods, order));
     if (policy == Policy::ours) {
       BH_TRY(run->placer_, ours(run->cluster_, run->workload_));
     } else {
@@ -50,16 +54,9 @@ class Run {
     return run;
   }
 
-  // Pods' order and draws; the nodes' order came from it first.
-  Prng& random() { return random_; }
-  const Workload& workload() const { return workload_; }
   std::uint64_t total() const { return outcome_.gpu_milli_total; }
   std::uint64_t arrived() const { return outcome_.gpu_milli_arrived; }
   std::uint64_t used() const { return cluster_.milli_used(); }
-  std::uint64_t milli_of(std::uint32_t pod) const {
-    return workload_.shapes[workload_.shape_of[pod]].milli();
-  }
-
   std::optional<Spot> arrive(std::uint32_t pod) {
     const std::uint32_t index = workload_.shape_of[pod];
     const Shape& shape = workload_.shapes[index];
@@ -105,16 +102,8 @@ class Run {
   }
 
  private:
-  static std::vector<std::uint32_t> shuffled(std::size_t size, Prng& random) {
-    std::vector<std::uint32_t> order(size);
-    for (std::uint32_t i = 0; i < order.size(); ++i) order[i] = i;
-    random.shuffle(std::span<std::uint32_t>(order));
-    return order;
-  }
-
-  Run(const NodeList& nodes, const PodList& pods, const Options& options)
-      : random_(options.seed),
-        cluster_(nodes, shuffled(nodes.nodes.size(), random_)),
+  Run(const NodeList& nodes, const PodList& pods, const std::vector<std::uint32_t>& order)
+      : cluster_(nodes, order),
         workload_(workload_of(pods, nodes)),
         fragments_(workload_, pods),
         usable_(cluster_.size()) {}
@@ -141,7 +130,6 @@ class Run {
   }
   std::uint64_t total_idle() const { return cluster_.milli_total() - cluster_.milli_used(); }
 
-  Prng random_;
   Cluster cluster_;
   Workload workload_;
   Fragments fragments_;
@@ -187,51 +175,24 @@ std::optional<Policy> policy_named(std::string_view name) {
 
 Result<Outcome> sample(const NodeList& nodes, const PodList& pods, Policy policy, const Options& options,
                        const Progress& progress) {
-  BH_TRY(auto run, Run::make(nodes, pods, policy, options));
-  const auto target =
-      static_cast<std::uint64_t>(options.arrived_percent / 100 * static_cast<double>(run->total()));
-  const std::uint64_t each = run->workload().milli;
-  const auto count = static_cast<std::uint64_t>(pods.pods.size());
-  const double expected =
-      static_cast<double>(target) / static_cast<double>(each) * static_cast<double>(count);
-  if (expected > static_cast<double>(kMostArrivals))
-    return Error(Errc::invalid,
-                 fmt::format("it would take some {:.0f} arrivals; at most {}", expected, kMostArrivals));
-
-  std::vector<std::uint32_t> order(pods.pods.size());
-  for (std::uint32_t i = 0; i < order.size(); ++i) order[i] = i;
-  run->random().shuffle(std::span<std::uint32_t>(order));
-  // The original removes pods at random until the rest stays within; of a shuffled list, the last are as
-  // good.
-  std::uint64_t asked = each;
-  while (asked > target) {
-    asked -= run->milli_of(order.back());
-    order.pop_back();
-  }
-  const bool draws = each <= target;
-
-  std::uint64_t points = 0;
-  for (std::uint64_t i = 0; i < kMostArrivals; ++i) {
-    if (run->stopped(i, progress, std::min(run->arrived(), target), target)) break;
-    if (options.points > 0 && points < options.points &&
-        static_cast<double>(run->arrived()) * static_cast<double>(options.points) >=
-            static_cast<double>(points) * static_cast<double>(target)) {
-      run->point(0);
-      points = static_cast<std::uint64_t>(static_cast<double>(run->arrived()) / static_cast<double>(target) *
-                                          static_cast<double>(options.points)) +
-               1;
+  BH_CHECK(checked(nodes, pods, options));
+  const double target = options.arrived_percent / 100 * static_cast<double>(nodes.gpus() * kWholeGpu);
+  BH_TRY(const auto draws, sampled(nodes, pods, target, options.seed));
+  BH_TRY(auto run, Run::make(nodes, pods, policy, options, draws.nodes));
+  const std::uint64_t total = draws.arrivals.size();
+  std::size_t points = 0;  // of the curve so far; point k is at the first arrival beyond k steps
+  for (std::uint64_t i = 0; i < total; ++i) {
+    if (run->stopped(i, progress, i, total)) break;
+    if (points < options.points) {
+      const double steps = static_cast<double>(run->arrived()) / target * static_cast<double>(options.points);
+      if (steps >= static_cast<double>(points)) {
+        run->point(0);
+        points = static_cast<std::size_t>(steps) + 1;
+      }
     }
-    std::uint32_t pod = 0;
-    if (i < order.size()) {
-      pod = order[i];
-    } else {
-      if (!draws) break;
-      pod = static_cast<std::uint32_t>(run->random().below(count));
-      if (run->arrived() + pods.pods[pod].gpu_milli * (pods.pods[pod].num_gpu > 0 ? 1U : 0U) > target) break;
-    }
-    run->arrive(pod);
+    run->arrive(draws.arrivals[i]);
   }
-  return std::move(*run).finish(0, options, progress, target);
+  return std::move(*run).finish(0, options, progress, total);
 }
 
 Result<Outcome> replay_times(const NodeList& nodes, const PodList& pods, Policy policy,
@@ -239,7 +200,8 @@ Result<Outcome> replay_times(const NodeList& nodes, const PodList& pods, Policy 
   if (!pods.timed)
     return Error(Errc::invalid, "the list of pods has no creation_time and deletion_time",
                  "sampled arrivals need no times");
-  BH_TRY(auto run, Run::make(nodes, pods, policy, options));
+  BH_CHECK(checked(nodes, pods, options));
+  BH_TRY(auto run, Run::make(nodes, pods, policy, options, shuffled_nodes(nodes, options.seed)));
   std::vector<std::uint32_t> coming(pods.pods.size()), going;
   for (std::uint32_t i = 0; i < coming.size(); ++i) {
     coming[i] = i;
@@ -286,7 +248,9 @@ Result<Outcome> replay_times(const NodeList& nodes, const PodList& pods, Policy 
   }
   Outcome outcome =
       std::move(*run).finish(static_cast<double>(now - first), options, progress, coming.size());
-  if (now > first) outcome.allocated_percent = run->percent(1) * area / static_cast<double>(now - first);
+  if (now > first)
+    outcome.allocated_percent =
+        100 * area / static_cast<double>(outcome.gpu_milli_total) / static_cast<double>(now - first);
   return outcome;
 }
 

@@ -62,6 +62,9 @@ struct PodList {
   // Sets of GPU models that will do, "V100M16|V100M32" each, in order of appearance; specs[0] is "": any.
   std::vector<std::string> specs;
   bool timed = false;  // the list has both creation_time and deletion_time
+  // Indices of pods by their names (ties: as listed); empty where that is the list's own order. Draws count
+  // from it.
+  std::vector<std::uint32_t> by_name;
 };
 
 // A comma-separated list: one heading, then one row a line, each with as many fields as the heading. Columns
@@ -69,12 +72,13 @@ struct PodList {
 // blanks around a field, empty lines and a byte order mark are skipped. A number is a whole one from 0, "8"
 // or "8.0".
 //   nodes: sn (or name), cpu_milli, memory_mib, gpu, and model (may lack or be empty)
-//   pods:  cpu_milli, memory_mib, num_gpu, gpu_milli, and (may lack) gpu_spec, creation_time, deletion_time.
-//   Without
-//          a GPU, gpu_milli and gpu_spec say nothing. Empty: gpu_spec, any model; deletion_time, it stays.
+//   pods:  cpu_milli, memory_mib, num_gpu, gpu_milli, and (may lack) name, gpu_spec, creation_time,
+//   deletion_time.
+//          Without a GPU, gpu_milli and gpu_spec say nothing. Empty: gpu_spec, any model; deletion_time, it
+//          stays.
 // Errc::invalid tells every mistake with its line, 'line 7: gpu: "x" is not a whole number', one to a line of
-// the message, up to kMostMistakes, then how many more. Two nodes of one name are a mistake; pods' names are
-// not read.
+// the message, up to kMostMistakes, then how many more. Two nodes of one name are a mistake, two pods are
+// not.
 Result<NodeList> parse_nodes(std::string_view text);
 Result<PodList> parse_pods(std::string_view text);
 
@@ -130,16 +134,16 @@ struct Options {
 };
 
 // At most so many arrivals of one run; an experiment that would take more is Errc::invalid.
-inline constexpr std::uint64_t kMostArrivals = 100'000'000;
+inline constexpr std::uint64_t kMostArrivals = 50'000'000;
 
 // FGD's experiment. The pods arrive once each, shuffled; then pods drawn with replacement follow, until the
-// next would bring the arrivals' GPU milli above arrived_percent of the fleet's (the original adds a pod of
-// several GPUs if one of them still fits in). If the pods ask for more than that from the start, only the
-// first of the shuffled ones arrive, as many as stay within. Each arrival is placed or dropped; nobody
-// leaves. Nodes are shuffled too: where a policy has no opinion, the first that fits in that order is taken.
-// All policies see the same arrivals and nodes of a seed. The mix of typical pods that FGD and ours are told
-// is counted over the whole list. Errc::invalid: options out of bounds, no GPU in the fleet, no pod with a
-// GPU.
+// next would bring the arrivals' GPU milli above arrived_percent of the fleet's (the original counts one GPU
+// of a pod of several there). If the pods ask for more than that from the start, random ones are left out
+// until they do not. Each arrival is placed or dropped; nobody leaves. Nodes are shuffled too: where a policy
+// has no opinion, the first that fits in that order is taken. All policies see the same arrivals and nodes of
+// a seed, and the arrivals are the original's of that seed: its generator is used (seeds count modulo 2^31 -
+// 1). The mix of typical pods that FGD and ours are told is counted over the whole list. Errc::invalid:
+// options out of bounds, no GPU in the fleet, no pod with a GPU.
 Result<Outcome> sample(const NodeList& nodes, const PodList& pods, Policy policy, const Options& options,
                        const Progress& progress = {});
 
