@@ -17,10 +17,10 @@
 //   passthrough fewest NUMA nodes, fewest dynamic GPUs, fewest free GPUs left, most links in sum among those left, most left
 //               on one NUMA node, lowest host, lowest GPU numbers. When no host can and the topology allows several: of
 //               the hosts with most free GPUs all of them, and so on (ties: lowest host), the last by the order above.
-//   with same_gpu, same_numa, same_node: the place of the first part by the order above among the GPUs whose GPU, NUMA node
-//               or host has room for all; its GPU, NUMA node or host takes the others: of its GPUs the one where least is
-//               spoilt (mig: an instance there before none, least growth, fewest free units, lowest start, lowest
-//               number; share: least free milli, then lowest number), no step taken that would leave too little for the rest.
+//   with same_gpu, same_numa, same_node: the GPU that comes first by the order above, among those whose GPU, NUMA node or
+//               host has room for all, says which. There, part by part, the place where least is spoilt (mig: fixed before
+//               dynamic, an instance there before none, least growth, fewest free units, lowest start, lowest number;
+//               share: Pool::share before dynamic, least free milli, lowest number), none that leaves too little for the rest.
 //   with spread_gpus, spread_hosts: level by level: nobody gets a second part while one without could take it.
 #pragma once
 
@@ -113,8 +113,8 @@ struct Request {
   std::int64_t cpu_milli = 0;     // of the host, for each part
   std::int64_t host_memory_mib = 0;
   Topology topology = Topology::any;
-  // spread: no GPU (host) gets more parts than the one with fewest, of all those that no other constraint excludes, full or
-  // not, plus this. At least 1.
+  // spread: no GPU (host) gets more parts than the one with fewest plus this; that one may be full, but no other constraint
+  // excludes it. At least 1. Whole GPUs: spread_gpus asks nothing.
   unsigned max_skew = 1;
   std::vector<std::string> models = {};  // names in order of preference; empty: any
   std::vector<std::string> tolerates = {};  // taints; "*": all
@@ -168,7 +168,7 @@ struct Choice {
 
 // Why a GPU cannot take a part, in the order in which it is asked: each GPU is counted once, at the first that holds.
 enum class Why : std::uint8_t {
-  pool, busy, model, profile, drained, label, taint, band, anti_affinity, host_room, room, none,
+  pool, model, profile, drained, label, taint, band, anti_affinity, host_room, busy, room, none,
 };
 inline constexpr std::size_t why_count = static_cast<std::size_t>(Why::none) + 1;
 std::string_view name_of(Why why);
@@ -271,8 +271,8 @@ class Engine {
   // ---- looking ----
   std::size_t host_count() const;
   std::size_t gpu_count() const;
-  const Host& host(HostNo host) const;  // as given, with later changes; a GPU's instances are those in the hardware
-  const Gpu& gpu(GpuNo gpu) const;
+  const Host& host(HostNo host) const;  // with later changes, and without its GPUs
+  Gpu gpu(GpuNo gpu) const;             // with later changes; all instances in the hardware
   HostNo host_of(GpuNo gpu) const;
   GpuNo first_gpu(HostNo host) const;
   const Model& model(ModelNo model) const;
@@ -294,8 +294,9 @@ class Engine {
   };
   FreeOnGpu free_on(GpuNo gpu) const;
 
+  struct State;  // the engine's inside
+
  private:
-  struct State;
   std::unique_ptr<State> state_;
 };
 
