@@ -33,6 +33,7 @@ namespace {
 
 constexpr std::uint32_t err_insufficient_resources = 0x1a;
 constexpr std::uint32_t err_invalid_param_struct = 0x25;
+constexpr std::uint32_t err_invalid_parameter = 0x3b;
 constexpr std::uint32_t first_client = 0xc1d00001, client_numbers = 0xffff;
 constexpr std::uint32_t first_chosen_handle = 0xcaf00000;
 constexpr std::uint32_t params_limit = 4096;  // the largest parameters of a control that is answered here
@@ -674,7 +675,7 @@ std::uint32_t Driver::Open::control_call(Index file, const abi::Control& request
       if (info == nullptr) return err_invalid_param_struct;
       int error = 0;
       const Index keeper = file_of(info->fd, error);
-      if (keeper == 0) return abi::err_invalid_argument;
+      if (keeper == 0 || page().files[keeper].export_max == 0) return err_invalid_parameter;  // nothing was exported
       info->device = page().files[keeper].export_device;
       info->max_objects = static_cast<std::uint16_t>(page().files[keeper].export_max);
       std::memcpy(info->metadata, page().files[keeper].export_metadata, sizeof info->metadata);
