@@ -183,12 +183,14 @@ void Ledger::hold(Index node, Index block) {
   ++blocks_[block].handles;
 }
 
-// Frees the bytes when nothing keeps them. Kept without a handle they count as an object, so that they are
-// bounded.
+// Frees the bytes when nothing keeps them. Kept without a handle by a process they count as an object, so that
+// they are bounded; orphans are a sum.
 void Ledger::release(Index at) {
   Block& block = blocks_[at];
   if (!block.used || block.handles != 0) return;
-  if (block.exporter != 0) {
+  if (block.exporter == has_ended) {
+    orphaned_[block.gpu] += block.bytes;
+  } else if (block.exporter != 0) {
     ++live_;
     return;
   }
@@ -222,11 +224,23 @@ void Ledger::free_tree(Index top) {
     if (at == top) break;
     at = parent;
   }
-  settle_orphans();
 }
 
-void Ledger::settle_orphans() {
-  if (imports_ == 0) orphaned_.fill(0);
+bool Ledger::orphans() const {
+  return imports_ == 0 &&
+         std::any_of(orphaned_.begin(), orphaned_.end(), [](std::uint64_t bytes) { return bytes != 0; });
+}
+
+bool Ledger::let_orphans_go() {
+  if (imports_ != 0) return false;
+  bool any = orphans();
+  orphaned_.fill(0);
+  for (Block& block : blocks_) {
+    if (!block.used || block.exporter != has_ended) continue;
+    block.exporter = 0;
+    any = true;
+  }
+  return any;
 }
 
 bool Ledger::end_process(std::uint32_t process) {
@@ -240,13 +254,11 @@ bool Ledger::end_process(std::uint32_t process) {
   for (Index at = 1; at < blocks_.size(); ++at) {
     Block& block = blocks_[at];
     if (!block.used || block.exporter != process) continue;
-    block.exporter = 0;
+    block.exporter = has_ended;
     if (block.handles != 0) continue;
     --live_;
-    orphaned_[block.gpu] += block.bytes;
     release(at);
   }
-  settle_orphans();
   return true;
 }
 
@@ -294,10 +306,12 @@ bool Ledger::apply(const Event& event) {
     }
     case Kind::exported: {
       const Index at = find(event.client, event.handle);
-      if (at == 0 || nodes_[at].block == 0 || !processes_.contains(event.process)) return false;
+      if (at == 0 || nodes_[at].block == 0) return false;
+      if (event.process != 0 && !processes_.contains(event.process)) return false;
       Block& block = blocks_[nodes_[at].block];
-      if (block.exporter != 0) return false;
-      block.exporter = event.process;
+      // The first exporter that lives stands for all: none of them need be told apart.
+      if (block.exporter != 0 && (block.exporter != has_ended || event.process == 0)) return false;
+      block.exporter = event.process != 0 ? event.process : has_ended;
       return true;
     }
     case Kind::kept: {
@@ -314,6 +328,8 @@ bool Ledger::apply(const Event& event) {
       if (event.gpu >= max_gpus) return false;
       orphaned_[event.gpu] += event.bytes;
       return true;
+    case Kind::unheld:
+      return let_orphans_go();
     case Kind::managed: {
       const auto process = processes_.find(event.process);
       if (process == processes_.end() || event.gpu >= max_gpus) return false;
@@ -480,7 +496,7 @@ void Ledger::snapshot(const std::function<void(const Event&)>& take) const {
         told = true;
         if (event.kind == Kind::object && node.block != 0 && blocks_[node.block].exporter != 0)
           take({.kind = Kind::exported,
-                .process = blocks_[node.block].exporter,
+                .process = blocks_[node.block].exporter == has_ended ? 0 : blocks_[node.block].exporter,
                 .client = node.client,
                 .handle = node.handle});
       }

@@ -6,8 +6,8 @@
 // that give the same ledger again. Whoever keeps the events survives its own death.
 //
 // When in doubt it holds too much, never too little: a call of which only the request was seen (hearsay)
-// cannot take bytes out; exported bytes stay until their exporter ends, and beyond while the tenant imports
-// anything.
+// cannot take bytes out; exported bytes stay until their exporter has ended and somebody who looked at all
+// descriptors says that none holds them.
 #pragma once
 
 #include <array>
@@ -36,10 +36,11 @@ enum class Kind : std::uint8_t {
   duplicate,  // client, parent, handle of source_client, source_handle: the same bytes
   import,     // client, parent, handle: bytes that another process is charged for
   free,       // client, handle, and all below
-  exported,   // client, handle: others may hold its bytes from now on, through process
+  exported,   // client, handle: descriptors may hold its bytes from now on, made by process; 0: which has ended
   kept,       // process, gpu, bytes: exported, with no handle left
-  orphaned,   // gpu, bytes: exported by a process that has ended, while others import
+  orphaned,   // gpu, bytes: exported by a process that has ended, with no handle left
   managed,    // process, gpu, bytes: all that it has mapped now
+  unheld,     // no descriptor holds what ended processes exported
 };
 
 enum class What : std::uint8_t { other, client, device, subdevice, group, channel, memory };
@@ -90,6 +91,8 @@ class Ledger {
   // Whether freeing the handle frees anything known.
   bool covers(std::uint32_t client, std::uint32_t handle) const { return find(client, handle) != 0; }
   bool has_memory(std::uint32_t client, std::uint32_t handle) const;  // a handle to bytes itself
+  // Whether bytes are charged that only a descriptor can still hold; `unheld` lets them go.
+  bool orphans() const;
   std::optional<What> what(std::uint32_t client, std::uint32_t handle) const;
   // The GPU below which an object is; a client's when it has one device. nullopt: not known.
   std::optional<std::uint32_t> gpu_of(std::uint32_t client, std::uint32_t handle) const;
@@ -122,11 +125,12 @@ class Ledger {
   };
   struct Block {  // bytes, however many handles they have
     std::uint64_t bytes = 0;
-    std::uint32_t handles = 0, exporter = 0;
+    std::uint32_t handles = 0, exporter = 0;  // 0: was not exported; has_ended
     std::uint8_t gpu = 0;
     bool used = false;
   };
   static constexpr std::uint8_t no_gpu = 0xff;
+  static constexpr std::uint32_t has_ended = ~0U;
   static std::uint64_t key(std::uint32_t client, std::uint32_t handle) {
     return static_cast<std::uint64_t>(client) << 32U | handle;
   }
@@ -147,7 +151,7 @@ class Ledger {
   void free_tree(Index node);
   bool end_process(std::uint32_t process);
   Index take_block();
-  void settle_orphans();
+  bool let_orphans_go();
 
   std::vector<Node> nodes_ = std::vector<Node>(1);
   std::vector<Index> free_nodes_;

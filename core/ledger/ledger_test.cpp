@@ -53,6 +53,8 @@ Event imported(std::uint32_t client, std::uint32_t parent, std::uint32_t handle,
       .kind = Kind::import, .process = number, .client = client, .parent = parent, .handle = handle, .fd = 9};
 }
 
+constexpr Event unheld{.kind = Kind::unheld};
+
 struct WithDevice : testing::Test {
   WithDevice() {
     ledger.apply(process(1));
@@ -99,24 +101,52 @@ TEST_F(WithDevice, bytes_live_while_any_handle_of_them_lives) {
   EXPECT_EQ(ledger.used(1), 0U);
 }
 
-TEST_F(WithDevice, exported_bytes_stay_until_their_exporter_ends) {
+TEST_F(WithDevice, exported_bytes_stay_beyond_their_exporter_until_no_descriptor_holds_them) {
   ledger.apply(object(What::memory, 0xc1, 2, 10, 1, 5 * MiB));
   EXPECT_TRUE(ledger.apply(exported(0xc1, 10)));
   ledger.apply(freed(0xc1, 10));
+  EXPECT_FALSE(ledger.apply(unheld));  // the exporter lives
   EXPECT_EQ(ledger.used(1), 5 * MiB);
+  EXPECT_FALSE(ledger.orphans());
   ledger.apply(gone(1));
+  EXPECT_EQ(ledger.used(1), 5 * MiB);
+  EXPECT_TRUE(ledger.orphans());
+  EXPECT_TRUE(ledger.apply(unheld));
   EXPECT_EQ(ledger.used(1), 0U);
+  EXPECT_FALSE(ledger.orphans());
 }
 
-TEST_F(WithDevice, exported_bytes_outlive_their_exporter_while_the_tenant_imports) {
+TEST_F(WithDevice, orphans_stay_while_the_tenant_imports) {
   ledger.apply(object(What::memory, 0xc1, 2, 10, 1, 5 * MiB));
   ledger.apply(exported(0xc1, 10));
   ledger.apply(imported(0xc2, 2, 20, 2));
-  EXPECT_EQ(ledger.used(1), 5 * MiB);
+  EXPECT_EQ(ledger.used(1), 5 * MiB);  // not charged twice
   ledger.apply(gone(1));
+  EXPECT_FALSE(ledger.orphans());
+  EXPECT_FALSE(ledger.apply(unheld));
   EXPECT_EQ(ledger.used(1), 5 * MiB);
   ledger.apply(freed(0xc2, 20));
+  EXPECT_EQ(ledger.used(1), 5 * MiB);  // its descriptor may be open still
+  EXPECT_TRUE(ledger.apply(unheld));
   EXPECT_EQ(ledger.used(1), 0U);
+}
+
+TEST_F(WithDevice, the_last_handle_of_exported_bytes_may_go_after_their_exporter) {
+  ledger.apply(object(What::memory, 0xc1, 2, 10, 1, 5 * MiB));
+  ledger.apply(exported(0xc1, 10));
+  ledger.apply(duplicate(0xc2, 2, 20, 0xc1, 10, 2));
+  ledger.apply(gone(1));
+  Ledger again;
+  ledger.snapshot([&](const Event& event) { EXPECT_TRUE(again.apply(event)); });
+  for (auto* each : {&ledger, &again}) {
+    EXPECT_EQ(each->used(1), 5 * MiB);
+    EXPECT_FALSE(each->orphans());
+    each->apply(freed(0xc2, 20));
+    EXPECT_EQ(each->used(1), 5 * MiB);
+    EXPECT_TRUE(each->orphans());
+    each->apply(unheld);
+    EXPECT_EQ(each->used(1), 0U);
+  }
 }
 
 TEST_F(WithDevice, hearsay_takes_no_bytes_out) {
@@ -206,8 +236,9 @@ struct Naive {
     std::uint64_t bytes;
     std::uint32_t exporter;
     int gpu;
-    bool gone = false;
+    bool gone = false;  // or an orphan
   };
+  static constexpr std::uint32_t ended = ~0U;
   std::vector<Object> objects;
   std::map<std::uint32_t, std::uint32_t> clients;  // to process
   std::vector<Bytes> bytes;
@@ -240,11 +271,12 @@ struct Naive {
     return false;
   }
   void settle() {
-    bool any = false;
-    for (auto& o : objects) any |= o.imported;
-    for (std::size_t i = 0; i < bytes.size(); ++i)
-      if (!handled(static_cast<int>(i)) && bytes[i].exporter == 0) bytes[i].gone = true;
-    if (!any) std::fill(std::begin(orphaned), std::end(orphaned), 0);
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      auto& b = bytes[i];
+      if (b.gone || handled(static_cast<int>(i)) || (b.exporter != 0 && b.exporter != ended)) continue;
+      b.gone = true;
+      if (b.exporter == ended) orphaned[b.gpu] += b.bytes;
+    }
   }
   void remove(std::uint32_t c, std::uint32_t h) {
     const auto all = below(c, h);
@@ -281,11 +313,8 @@ struct Naive {
         if (processes.erase(e.process) == 0) break;
         for (auto copy = clients; const auto& [c, p] : copy)
           if (p == e.process) remove(c, c);
-        for (std::size_t i = 0; i < bytes.size(); ++i) {
-          if (bytes[i].gone || bytes[i].exporter != e.process) continue;
-          bytes[i].exporter = 0;
-          if (!handled(static_cast<int>(i))) orphaned[bytes[i].gpu] += bytes[i].bytes;
-        }
+        for (auto& b : bytes)
+          if (b.exporter == e.process) b.exporter = ended;
         settle();
         break;
       }
@@ -331,8 +360,17 @@ struct Naive {
         auto* o = find(e.client, e.handle);
         if (o != nullptr && o->bytes_id >= 0 && processes.contains(e.process)) {
           auto& exporter = bytes[static_cast<std::size_t>(o->bytes_id)].exporter;
-          if (exporter == 0) exporter = e.process;
+          if (exporter == 0 || exporter == ended) exporter = e.process;
         }
+        break;
+      }
+      case Kind::unheld: {
+        bool any = false;
+        for (auto& o : objects) any |= o.imported;
+        if (any) break;
+        std::fill(std::begin(orphaned), std::end(orphaned), 0);
+        for (auto& b : bytes)
+          if (b.exporter == ended) b.exporter = 0;
         break;
       }
       case Kind::managed:
@@ -379,8 +417,10 @@ Event random_event(std::mt19937& random) {
   } else if (dice < 82) {
     e.kind = Kind::free;
     if (pick(8) == 0) e.handle = e.client;
-  } else if (dice < 90) {
+  } else if (dice < 88) {
     e.kind = Kind::exported;
+  } else if (dice < 90) {
+    e.kind = Kind::unheld;
   } else if (dice < 94) {
     e.kind = Kind::managed;
   } else if (dice < 95) {
@@ -397,13 +437,16 @@ Event random_event(std::mt19937& random) {
 
 // A client lives while it has a process; the driver gives its handle to nobody else meanwhile.
 bool possible(const Event& e, const Ledger& ledger) {
-  if (e.kind == Kind::process || e.kind == Kind::process_gone || e.kind == Kind::free) return true;
+  if (e.kind == Kind::process || e.kind == Kind::process_gone || e.kind == Kind::free ||
+      e.kind == Kind::unheld)
+    return true;
   if (e.kind == Kind::moved && !ledger.processes().contains(e.cls)) return false;
   return ledger.processes().contains(e.process);
 }
 
 void expect_same(const Ledger& a, const Ledger& b, unsigned seed, int step) {
   for (std::uint32_t gpu = 0; gpu < 3; ++gpu) ASSERT_EQ(a.used(gpu), b.used(gpu)) << seed << " " << step;
+  ASSERT_EQ(a.orphans(), b.orphans()) << seed << " " << step;
   const auto one = a.groups(), two = b.groups();
   ASSERT_EQ(one.size(), two.size()) << seed << " " << step;
   for (std::size_t i = 0; i < one.size(); ++i) {

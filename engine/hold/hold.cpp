@@ -18,6 +18,7 @@
 #include "base/clock.hpp"
 #include "edge/rm/rm.hpp"
 #include "edge/seccomp/seccomp.hpp"
+#include "engine/hold/exported.hpp"
 #include "engine/hold/processes.hpp"
 #include "engine/hold/record.hpp"
 
@@ -137,6 +138,7 @@ struct Hold::Inside {
   Record& record;
   Journal journal;
   Processes processes;
+  Exported exported;
   Closer closer;
   UniqueFd ended;  // epoll over processes.epoll() and closer.fd()
   std::vector<Group> groups;
@@ -153,6 +155,7 @@ struct Hold::Inside {
         record(kept),
         journal(kept),
         processes(settings.root),
+        exported(settings.root, processes),
         logged(journal.sequence() != kept.sequence) {}
   ~Inside() {
     closer.wait();
@@ -362,6 +365,7 @@ void Hold::Inside::reconcile() {
   bury(true);
   give_up_lost();
   recount_managed();
+  if (book().orphans() && !exported.held()) apply({.kind = Kind::unheld});
 }
 
 // ---- calls

@@ -81,8 +81,8 @@ class Hold {
   Status force_on(const Group& group);
   // Bytes the audit found beyond the ledger (imports from other tenants, say): they count against the cap.
   void charge_beyond(std::uint32_t gpu, std::uint64_t bytes);
-  // Looks again at what no call announces: unmapped managed memory, driver files that were closed. pump()
-  // does it before it refuses anything and when a process ends; call it with each audit.
+  // Looks again at what no call announces: unmapped managed memory, driver files that were closed, descriptors
+  // that held what an ended process exported. pump() does it before it refuses anything and when a process ends; call it with each audit.
   void reconcile();
 
  private:

@@ -32,9 +32,6 @@ namespace {
 constexpr std::size_t most_threads = 1024;  // remembered; beyond, all are met anew
 constexpr std::size_t status_bytes = 16384;
 
-UniqueFd open_pidfd(int pid, unsigned flags) {
-  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, flags)));
-}
 bool ended_now(int pidfd) {
   pollfd waiting{pidfd, POLLIN, 0};
   return ::poll(&waiting, 1, 0) > 0 && waiting.revents != 0;
@@ -52,6 +49,21 @@ int leader_of(int tid) {
 }
 
 }  // namespace
+
+UniqueFd open_pidfd(int pid, bool of_thread) {
+  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, of_thread ? PIDFD_THREAD : 0U)));
+}
+
+bool any_number(const std::string& path, const std::function<bool(int)>& visit) {
+  DIR* open = ::opendir(path.c_str());
+  if (open == nullptr) return false;
+  bool found = false;
+  while (const dirent* entry = found ? nullptr : ::readdir(open)) {
+    if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9') found = visit(std::atoi(entry->d_name));
+  }
+  ::closedir(open);
+  return found;
+}
 
 // ---- closing
 
@@ -112,7 +124,7 @@ Processes::Processes(std::filesystem::path root)
 
 bool Processes::adopt(std::uint32_t number, int pid, std::uint64_t start_time) {
   next_ = std::max(next_, number + 1);
-  auto pidfd = open_pidfd(pid, 0);
+  auto pidfd = open_pidfd(pid);
   // Opened first, compared afterwards: what the descriptor names is what was compared.
   if (!pidfd || start_of(pid) != start_time) return false;
   epoll_event event{};
@@ -161,7 +173,7 @@ Result<std::uint32_t> Processes::process_of(int tid) {
     threads_.erase(known);
   }
   Thread thread;
-  thread.pidfd = open_pidfd(tid, PIDFD_THREAD);
+  thread.pidfd = open_pidfd(tid, true);
   if (!thread.pidfd) thread.start = start_of(tid);
   const int pid = leader_of(tid);
   if (pid <= 0) return gone();
@@ -219,21 +231,6 @@ bool Processes::same_file(int pid, int fd, int ours) const {
   return ::syscall(SYS_kcmp, ::getpid(), pid, KCMP_FILE, ours, fd) == 0;
 }
 
-namespace {
-// Calls `visit` with each number in a directory of numbers, until it says true.
-template <class Visit>
-bool any_number(const std::string& path, Visit&& visit) {
-  DIR* open = ::opendir(path.c_str());
-  if (open == nullptr) return false;
-  bool found = false;
-  while (const dirent* entry = found ? nullptr : ::readdir(open)) {
-    if (entry->d_name[0] != '.') found = visit(std::atoi(entry->d_name));
-  }
-  ::closedir(open);
-  return found;
-}
-}  // namespace
-
 bool Processes::in_a_thread(int pid, int ours) const {
   return any_number(fmt::format("/proc/{}/task", pid), [&](int tid) {
     if (tid == pid || ::syscall(SYS_kcmp, pid, tid, KCMP_FILES, 0, 0) == 0) return false;
@@ -274,7 +271,7 @@ std::uint32_t Processes::find_heir(int fd, const std::function<bool(const rm::Dr
   any_number("/proc", [&](int pid) {
     if (pid <= 0 || pid == ::getpid() || kind_of(pid, fd) != FileKind::control || !filtered(pid))
       return false;
-    const auto pidfd = open_pidfd(pid, 0);
+    const auto pidfd = open_pidfd(pid);
     if (!pidfd) return false;
     auto file = rm::DriverFile::borrow(pidfd.get(), fd);
     if (!file.ok() || !is(*file)) return false;

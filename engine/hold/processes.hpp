@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -49,6 +50,10 @@ class Closer {
 
 enum class FileKind { other, control, uvm };
 
+// Calls `visit` with each number that names an entry of a directory, until it says true.
+bool any_number(const std::string& path, const std::function<bool(int)>& visit);
+UniqueFd open_pidfd(int pid, bool of_thread = false);
+
 class Processes {
  public:
   struct One {
@@ -70,6 +75,9 @@ class Processes {
   std::vector<std::uint32_t> born();  // those met since the last call
 
   FileKind kind_of(int tid, int fd);
+  FileKind kind_of(const struct ::stat& file);
+  // Under some seccomp filter, as all processes of tenants are.
+  static bool filtered(int pid);
   // The driver's control file behind the thread's descriptor; null when it is none, or another one than was
   // borrowed under this number before and is not given up yet (lost()). Valid until the next call here.
   rm::DriverFile* control_file(std::uint32_t process, int tid, int fd);
@@ -103,12 +111,10 @@ class Processes {
     bool known = false;
   };
   FileId identify(const char* path) const;
-  FileKind kind_of(const struct ::stat& file);
   bool same_file(int pid, int fd, int ours) const;
   bool in_a_thread(int pid, int ours) const;  // open in a thread that has descriptors of its own
   std::uint32_t find_heir(int fd, int ours);
   std::uint32_t met(int pid);  // its number, now if not before; 0: it is gone
-  static bool filtered(int pid);
   int getfd_source(std::uint32_t process, int tid);
 
   std::filesystem::path root_;

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -262,6 +263,7 @@ void run(const std::function<int(Tenant&)>& program,
     tenant.tell();
   }
   SAME(tenant.reap(), 0);
+  hold->reconcile();
   SAME(hold->used(0), 0U);
   SAME(truth(), 0U);
 }
@@ -667,6 +669,191 @@ void exports() {
       [](hold::Hold& h, Tenant&, int) { SAME(h.used(0), 256 * MiB); });
 }
 
+// ---- exported memory that outlives its maker: a descriptor keeps it, and is in nobody's bytes
+
+std::uint32_t export_to(const Device& d, std::uint32_t memory, int fd) {
+  abi::ExportObjects out{};
+  out.fd = fd;
+  out.count = out.max_objects = 1;
+  out.objects[0] = memory;
+  return d.control(d.client, abi::cmd_export_objects_to_fd, &out, sizeof out);
+}
+std::uint32_t import_from(const Device& d, int fd, std::uint32_t& memory) {
+  twin::rm::ImportObjects in{};
+  in.fd = fd;
+  in.parent = Device::device;
+  in.count = 1;
+  const auto status = d.control(d.client, abi::cmd_import_objects_from_fd, &in, sizeof in);
+  memory = in.objects[0];
+  return status;
+}
+
+// A child makes 512 MiB, exports them, sends the descriptor away and ends. What the driver told it.
+std::uint32_t orphan_made(int to) {
+  const int child = ::fork();
+  if (child == 0) {
+    Device d;
+    d.start();
+    std::uint32_t memory = 0;
+    if (const auto status = d.memory(512 * MiB, &memory); status != 0) ::_exit(static_cast<int>(status));
+    const int file = ::open((twin_dir / "root/dev/nvidiactl").c_str(), O_RDWR | O_CLOEXEC);
+    SAME(export_to(d, memory, file), 0U);
+    SAME(seccomp::send_fd(to, file), 0);
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  WANT(WIFEXITED(status));
+  return static_cast<std::uint32_t>(WEXITSTATUS(status));
+}
+
+struct Pair {
+  int ends[2] = {-1, -1};
+  Pair() { WANT(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0); }
+  ~Pair() {
+    ::close(ends[0]);
+    ::close(ends[1]);
+  }
+};
+
+void orphans() {
+  run(
+      [](Tenant& t) {
+        Device beside;  // a driver file to which nothing was exported holds no orphan
+        beside.start();
+        Pair way;
+        int kept[2] = {-1, -1};
+        for (int& one : kept) {
+          SAME(orphan_made(way.ends[1]), 0U);
+          one = seccomp::recv_fd(way.ends[0]);
+          WANT(one >= 0);
+        }
+        SAME(orphan_made(way.ends[1]), std::uint32_t{abi::err_no_memory});
+        step(t);  // 0: 1 GiB kept by descriptors alone
+        std::uint32_t memory = 0;
+        SAME(import_from(beside, kept[0], memory), 0U);
+        step(t);  // 1: imported, and not charged twice
+        SAME(beside.free(memory), 0U);
+        ::close(kept[0]);
+        SAME(beside.memory(2 * MiB), std::uint32_t{abi::err_no_memory});  // the other is open still
+        step(t);  // 2
+        ::close(kept[1]);
+        SAME(beside.memory(1 * GiB, &memory), 0U);
+        step(t);  // 3
+        return 0;
+      },
+      [](hold::Hold& h, Tenant&, int at) {
+        h.reconcile();
+        SAME(h.used(0), 1 * GiB);
+        SAME(truth(), at == 1 ? 512 * MiB : at == 3 ? 1 * GiB : 0);
+        SAME(h.refused(), at < 2 ? 1U : 2U);
+      });
+}
+
+// Places for a descriptor that no list of open files shows, or only another process's.
+void orphans_hidden() {
+  run(
+      [](Tenant& t) {
+        Device d;
+        d.start();
+        std::uint32_t memory = 0;
+        const auto full = [&] { SAME(d.memory(1 * GiB), std::uint32_t{abi::err_no_memory}); };
+        const auto all_back = [&](const char* where) {
+          if (d.memory(1 * GiB, &memory) != 0) fail(std::string("not to be had again: ") + where);
+          SAME(d.free(memory), 0U);
+        };
+        {  // in a socket
+          Pair way;
+          SAME(orphan_made(way.ends[1]), 0U);
+          full();
+        }
+        all_back("a socket");
+        {  // in a connection that nobody accepted
+          sockaddr_un name{};
+          name.sun_family = AF_UNIX;
+          socklen_t size = sizeof name.sun_family;
+          const int listener = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+          WANT(::bind(listener, reinterpret_cast<sockaddr*>(&name), size) == 0 && ::listen(listener, 1) == 0);
+          size = sizeof name;
+          WANT(::getsockname(listener, reinterpret_cast<sockaddr*>(&name), &size) == 0);
+          const int peer = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+          WANT(::connect(peer, reinterpret_cast<sockaddr*>(&name), size) == 0);
+          SAME(orphan_made(peer), 0U);
+          ::close(peer);
+          full();
+          ::close(listener);
+        }
+        all_back("a listener");
+        {  // in a process that never asks the driver for anything
+          Pair way, leash;
+          const int keeper = ::fork();
+          if (keeper == 0) {
+            ::close(d.fd);
+            const int file = seccomp::recv_fd(way.ends[0]);
+            WANT(file >= 0 && ::write(leash.ends[1], "x", 1) == 1);
+            char byte = 0;
+            static_cast<void>(::read(leash.ends[1], &byte, 1));
+            ::_exit(0);
+          }
+          SAME(orphan_made(way.ends[1]), 0U);
+          char byte = 0;
+          WANT(::read(leash.ends[0], &byte, 1) == 1);
+          full();
+          WANT(::write(leash.ends[0], "x", 1) == 1);
+          ::waitpid(keeper, nullptr, 0);
+        }
+        all_back("another process");
+        {  // in a thread with descriptors of its own
+          Pair way;
+          std::atomic<bool> done{false}, ready{false};
+          std::thread hidden([&] {
+            WANT(::unshare(CLONE_FILES) == 0);
+            WANT(seccomp::recv_fd(way.ends[0]) >= 0);
+            ready = true;
+            while (!done) ::usleep(1000);
+          });
+          SAME(orphan_made(way.ends[1]), 0U);
+          while (!ready) ::usleep(1000);
+          full();
+          done = true;
+          hidden.join();
+        }
+        all_back("a thread");
+        step(t);
+        return 0;
+      },
+      [](hold::Hold& h, Tenant&, int) { SAME(h.used(0), 0U); });
+}
+
+// An arbiter that died knows of them still; one that was away sees what was closed meanwhile.
+void orphans_meanwhile() {
+  Tenant tenant([](Tenant& t) {
+    Pair way;
+    SAME(orphan_made(way.ends[1]), 0U);
+    const int kept = seccomp::recv_fd(way.ends[0]);
+    step(t);
+    step(t);
+    ::close(kept);
+    step(t);
+    return 0;
+  });
+  open_twin();
+  {
+    auto hold = tenant.hold();
+    WANT(serve(*hold, tenant));
+  }
+  tenant.tell();
+  tenant.await();
+  SAME(tenant.hold()->used(0), 512 * MiB);
+  tenant.tell();
+  tenant.await();
+  auto hold = tenant.hold();
+  SAME(hold->used(0), 0U);
+  tenant.tell();
+  serve(*hold, tenant, false);
+  SAME(tenant.reap(), 0);
+}
+
 void ways_around() {
   run(
       [](Tenant& t) {
@@ -992,6 +1179,9 @@ int main(int argc, char** argv) {
       {"sight", sight},
       {"managed", managed},
       {"exports", exports},
+      {"orphans", orphans},
+      {"orphans-hidden", orphans_hidden},
+      {"orphans-meanwhile", orphans_meanwhile},
       {"ways-around", ways_around},
       {"orphan", orphan},
       {"kill-each", [&] { kill_each(argc > 3 ? std::atol(argv[3]) : 1, number); }},

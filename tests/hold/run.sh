@@ -3,7 +3,7 @@
 cd "$(dirname "$0")/../.." && . tests/lib.sh
 objects=$work/objects
 mkdir -p "$objects"
-sources='engine/hold/hold engine/hold/record engine/hold/processes core/ledger/ledger edge/rm/rm edge/seccomp/seccomp
+sources='engine/hold/hold engine/hold/record engine/hold/processes engine/hold/exported core/ledger/ledger edge/rm/rm edge/seccomp/seccomp
   edge/process/process base/base base/fd base/text twin/state/state twin/rm/rm twin/rm/objects twin/rm/scheduler
   twin/rm/store tests/hold/hold_test'
 compile() { $(command -v ccache) "${CXX:-g++}" -std=c++20 -O2 -g1 -Wall -Wextra -I. -c "$1.cpp" -o "$objects/$(tr / _ <<<"$1").o"; }
@@ -35,6 +35,9 @@ scenario 'channel groups are found, held, and not moved by the tenant itself' gr
 scenario 'a program sees its share as the size of the GPU' sight
 scenario 'managed memory is charged by length, and refunded when it is looked at again' managed
 scenario 'duplicated and exported bytes stay charged' exports
+scenario 'exported memory stays charged beyond its maker until the last descriptor of it is closed' orphans
+scenario 'wherever that descriptor is' orphans-hidden
+scenario 'whatever becomes of the arbiter meanwhile' orphans-meanwhile
 scenario 'other letters, older forms, legacy calls and calls behind a pointer are no way around' ways-around
 scenario 'with no arbiter left the kernel refuses' orphan
 if [ "$BULKHEAD_QUICK" = 1 ]; then
