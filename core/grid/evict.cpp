@@ -72,7 +72,9 @@ void Tables::list_evictions() {
           if (a.set != b.set) return a.set < b.set;
           return a.evicted < b.evicted;
         });
-        evictions_[p].push_back({key, count, std::move(list)});
+        std::vector<std::uint64_t> sets(bits_.size() / 64 + 1, 0);
+        for (const auto& way : list) sets[way.set / 64U] |= std::uint64_t{1} << (way.set % 64U);
+        evictions_[p].push_back({key, count, std::move(list), std::move(sets)});
       }
     }
     if (ways > way_limit) {

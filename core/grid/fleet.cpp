@@ -31,6 +31,7 @@ Result<ModelId> Fleet::add_model(const Tables& tables) {
     model.ranks.emplace_back((tables.ranked(p).size() + word_bits - 1) / word_bits, 0);
   model.filled.assign(tables.set_count() * class_words_, 0);
   model.counts.assign(tables.set_count(), 0);
+  model.present.assign(tables.set_count() / word_bits + 1, 0);
   models_.push_back(std::move(model));
   return static_cast<ModelId>(models_.size() - 1);
 }
@@ -69,7 +70,7 @@ Result<GpuId> Fleet::add_gpu(ClassId cls, SetId set) {
     return Error(Errc::no_capacity, fmt::format("a fleet of more than {} GPUs", max_gpus));
   const auto gpu = static_cast<GpuId>(gpus_.size());
   gpus_.push_back({no_gpu, no_gpu, set, cls, State::open});
-  link(gpu, no_gpu);
+  enter(gpu);
   Model& model = models_[class_model_[cls]];
   model.total_units += model.tables->units();
   model.used_units += model.tables->units() - model.tables->free_units(set);
@@ -79,7 +80,7 @@ Result<GpuId> Fleet::add_gpu(ClassId cls, SetId set) {
 
 void Fleet::remove_gpu(GpuId gpu) {
   if (!present(gpu)) return;
-  if (gpus_[gpu].state == State::open) unlink(gpu);
+  if (gpus_[gpu].state == State::open) exit(gpu);
   Model& model = models_[model_of(gpu)];
   model.total_units -= model.tables->units();
   model.used_units -= model.tables->units() - model.tables->free_units(gpus_[gpu].set);
@@ -91,11 +92,11 @@ void Fleet::remove_gpu(GpuId gpu) {
 void Fleet::drain(GpuId gpu, bool on) {
   if (!present(gpu) || drained(gpu) == on) return;
   if (on) {
-    unlink(gpu);
+    exit(gpu);
     gpus_[gpu].state = State::drained;
   } else {
     gpus_[gpu].state = State::open;
-    link(gpu, no_gpu);
+    enter(gpu);
   }
 }
 
@@ -111,6 +112,7 @@ bool Fleet::reclass(GpuId gpu, ClassId cls) {
 // The first GPU of a class came into a set: the bits that say so.
 void Fleet::arrive(Model& model, ClassId cls, SetId set) {
   model.filled[set * class_words_ + cls / word_bits] |= std::uint64_t{1} << (cls % word_bits);
+  set_bit(model.present, set);
   for (unsigned p = 0; p < model.ranks.size(); ++p) {
     if (const auto rank = model.tables->rank_of(p, set); rank != Tables::no_rank)
       set_bit(model.ranks[p], rank);
@@ -119,6 +121,7 @@ void Fleet::arrive(Model& model, ClassId cls, SetId set) {
 void Fleet::leave(Model& model, ClassId cls, SetId set) {
   model.filled[set * class_words_ + cls / word_bits] &= ~(std::uint64_t{1} << (cls % word_bits));
   if (model.counts[set] != 0) return;
+  clear_bit(model.present, set);
   for (unsigned p = 0; p < model.ranks.size(); ++p) {
     if (const auto rank = model.tables->rank_of(p, set); rank != Tables::no_rank)
       clear_bit(model.ranks[p], rank);
@@ -147,14 +150,46 @@ void Fleet::unlink(GpuId gpu) {
   if (--home.count == 0) leave(model, it.cls, it.set);
 }
 
-void Fleet::shift(GpuId gpu, SetId set) {
+// A GPU begins or ceases to take instances.
+void Fleet::enter(GpuId gpu) {
+  Model& model = models_[model_of(gpu)];
+  ++model.open;
+  const auto places = model.tables->places();
+  for (auto bits = model.tables->bits(gpus_[gpu].set); bits != 0; bits &= bits - 1)
+    ++model.held[places[static_cast<unsigned>(std::countr_zero(bits))].profile];
+  link(gpu, no_gpu);
+}
+void Fleet::exit(GpuId gpu) {
+  Model& model = models_[model_of(gpu)];
+  --model.open;
+  const auto places = model.tables->places();
+  for (auto bits = model.tables->bits(gpus_[gpu].set); bits != 0; bits &= bits - 1)
+    --model.held[places[static_cast<unsigned>(std::countr_zero(bits))].profile];
+  unlink(gpu);
+}
+
+// The state of a GPU, and the sums that follow it; not its bucket.
+void Fleet::change(GpuId gpu, SetId set) {
   Gpu& it = gpus_[gpu];
   Model& model = models_[class_model_[it.cls]];
-  model.used_units += model.tables->free_units(it.set);
-  model.used_units -= model.tables->free_units(set);
-  if (it.state == State::open) unlink(gpu);
+  const Tables& its = *model.tables;
+  model.used_units += its.free_units(it.set);
+  model.used_units -= its.free_units(set);
+  if (it.state == State::open) {
+    const std::uint64_t before = its.bits(it.set), now = its.bits(set);
+    for (auto bits = now & ~before; bits != 0; bits &= bits - 1)
+      ++model.held[its.places()[static_cast<unsigned>(std::countr_zero(bits))].profile];
+    for (auto bits = before & ~now; bits != 0; bits &= bits - 1)
+      --model.held[its.places()[static_cast<unsigned>(std::countr_zero(bits))].profile];
+  }
   it.set = set;
-  if (it.state == State::open) link(gpu, no_gpu);
+}
+
+void Fleet::shift(GpuId gpu, SetId set) {
+  const bool open = gpus_[gpu].state == State::open;
+  if (open) unlink(gpu);
+  change(gpu, set);
+  if (open) link(gpu, no_gpu);
 }
 
 std::optional<Choice> Fleet::choose(const Request& request, bool* cut) const {

@@ -74,6 +74,7 @@ struct Evictions {
   std::array<std::uint8_t, max_moves> profiles = {};  // largest first
   unsigned count = 0;                                 // of them
   std::vector<Eviction> ways = {};
+  std::vector<std::uint64_t> sets = {};  // a bit per set that is in ways
 };
 
 class Tables {
@@ -134,8 +135,9 @@ class Tables {
   // Profiles by their role in the grid of 8 memory and 7 compute slices, when this model is one and no limit
   // beside the places binds; see can_hold.
   struct SevenOfEight {
-    std::array<std::int16_t, 6> role = {-1, -1, -1,
-                                        -1, -1, -1};  // 1g, 1g double, 2g, 3g, 4g, 7g: profile or -1
+    std::array<std::int16_t, 6> role = {-1, -1, -1, -1, -1, -1};  // 1g, 1g double, 2g, 3g, 4g, 7g; -1: none
+    // Per profile: the one with a role that wants no more than it (itself; the 1g for a 1g+me), or -1.
+    std::vector<std::int16_t> stands_for = {};
   };
   const std::optional<SevenOfEight>& seven_of_eight() const { return seven_of_eight_; }
 
@@ -233,7 +235,7 @@ struct RepairRules {
   Ref<bool(const Instance& moved, GpuId to)> may_go = {};
   // Bounds: GPUs looked at in one bucket for one that may give, ways tried for one multiset of evicted
   // profiles, and ways tried in the whole search.
-  std::size_t scan = 16, ways = 4, budget = 512;
+  std::size_t scan = 16, ways = 2, budget = 256;
 };
 
 struct Move {
@@ -338,6 +340,9 @@ class Fleet {
     std::vector<std::uint64_t> filled = {};  // per set, class_words_ words: classes with a GPU in it
     std::vector<std::uint32_t> counts = {};  // per set: GPUs over all classes
     std::uint64_t used_units = 0, total_units = 0;
+    std::vector<std::uint64_t> present = {};          // a bit per set with a GPU in it
+    std::uint64_t open = 0;                           // GPUs that take instances
+    std::array<std::uint64_t, max_places> held = {};  // their instances, per profile
   };
   struct Search;
 
@@ -349,6 +354,10 @@ class Fleet {
   void arrive(Model& model, ClassId cls, SetId set);
   void leave(Model& model, ClassId cls, SetId set);
   void step_back(const Undo::Step& step);
+  void change(GpuId gpu, SetId set);
+  void enter(GpuId gpu);
+  void exit(GpuId gpu);
+  bool hopeless(const Model& model, unsigned profile) const;
 
   std::vector<Gpu> gpus_;
   std::vector<Model> models_;

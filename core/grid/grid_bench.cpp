@@ -237,10 +237,10 @@ int main() {
   }
   for (const unsigned gpus : {100U, 10'000U}) {
     for (const unsigned moves : {1U, 3U}) {
-      Churn churn(tables, gpus, 1, gpus == 100 ? 0.905 : 0.98, 2);
+      Churn churn(tables, gpus, 1, gpus == 100 ? 0.95 : 1.05, 2);
       Percentiles search;
       std::uint64_t found = 0;
-      const unsigned warm = gpus * 7, arrivals = gpus == 100 ? 100'000 : 60'000;
+      const unsigned warm = gpus * 10, arrivals = gpus == 100 ? 100'000 : 60'000;
       for (unsigned i = 0; i < warm; ++i) churn.step(Plain{});
       const std::uint64_t placed = churn.placed, lost = churn.lost;
       for (unsigned i = 0; i < arrivals; ++i) churn.step(Repairing{search, moves, found});

@@ -229,6 +229,14 @@ void Tables::recognise() {
       theirs |= std::uint64_t{1} << place;
   }
   if (theirs == 0) return;
+  for (const auto& profile : geometry_.profiles) {
+    std::int16_t stands_for = -1;
+    for (std::size_t role = 0; role < shapes().size(); ++role) {
+      if (profile.size == shapes()[role].size && profile.starts == shapes()[role].starts)
+        stands_for = found.role[role];
+    }
+    found.stands_for.push_back(stands_for);
+  }
   // Beside every set, whatever of these places is free may be taken: then no limit but the places binds.
   for (std::size_t s = 0; s < bits_.size(); ++s) {
     for (unsigned place = 0; place < places_.size(); ++place) {
@@ -336,15 +344,9 @@ Verdict can_hold(const Tables& tables, std::span<const Group> gpus, std::span<co
   if (units > free) return Verdict::no;
   // On the 7-of-8 grid a 1g+me wants at least what a 1g wants.
   if (const auto& grid = tables.seven_of_eight()) {
-    const unsigned plain = static_cast<unsigned>(std::max<int>(grid->role[one], 0));
-    std::vector<std::uint64_t> least(demand.begin(), demand.end());
+    std::vector<std::uint64_t> least(tables.profile_count(), 0);
     for (const unsigned p : asked) {
-      if (std::find(grid->role.begin(), grid->role.end(), static_cast<std::int16_t>(p)) != grid->role.end())
-        continue;
-      const auto& its = tables.geometry().profiles[p];
-      if (grid->role[one] >= 0 && its.size == 1 && its.starts == shapes()[one].starts)
-        least[plain] += demand[p];
-      least[p] = 0;
+      if (grid->stands_for[p] >= 0) least[static_cast<unsigned>(grid->stands_for[p])] += demand[p];
     }
     if (seven_of_eight_holds(tables, gpus, least) == false) return Verdict::no;
   }

@@ -43,6 +43,12 @@ struct Fleet::Search {
   std::array<std::array<std::uint8_t, max_moves>, max_places> failed = {};
   static constexpr unsigned failures = 1;
 
+  bool any_present(const Evictions& group) const {
+    for (std::size_t w = 0; w < group.sets.size(); ++w) {
+      if ((group.sets[w] & model.present[w]) != 0) return true;
+    }
+    return false;
+  }
   bool hopeless(unsigned profile, unsigned allowed) const {
     return allowed == 0 || failed[profile][allowed] >= failures;
   }
@@ -147,9 +153,10 @@ struct Fleet::Search {
         group_price += base(its);
       }
       if (least > allowed || (best && group_price > best->price)) continue;
+      if (!any_present(group)) continue;
       std::size_t tried = 0;
       for (const Eviction& way : group.ways) {
-        if (model.counts[way.set] == 0) continue;
+        if ((model.present[way.set / word_bits] >> (way.set % word_bits) & 1U) == 0) continue;
         const auto gives = giver(way, root ? nullptr : &from);
         if (!gives) continue;
         if (tried++ == rules.ways) break;
@@ -237,6 +244,7 @@ std::optional<Repair> Fleet::repair(const Request& request, const RepairRules& r
   if (request.model >= models_.size() || request.profile >= models_[request.model].ranks.size())
     return std::nullopt;
   const Model& model = models_[request.model];
+  if (hopeless(model, request.profile)) return std::nullopt;
   Search search{*this, request, rules, model, *model.tables, rules.budget};
   for (unsigned moves = 1; moves <= std::min(rules.moves, max_moves) && !search.best; ++moves)
     search.displace(request.profile, Search::requested, moves);
@@ -244,13 +252,26 @@ std::optional<Repair> Fleet::repair(const Request& request, const RepairRules& r
 }
 
 void Fleet::step_back(const Undo::Step& step) {
-  Gpu& it = gpus_[step.gpu];
-  Model& model = models_[class_model_[it.cls]];
-  model.used_units += model.tables->free_units(it.set);
-  model.used_units -= model.tables->free_units(step.set);
-  if (it.state == State::open) unlink(step.gpu);
-  it.set = step.set;
-  if (it.state == State::open) link(step.gpu, step.prev);
+  const bool open = gpus_[step.gpu].state == State::open;
+  if (open) unlink(step.gpu);
+  change(step.gpu, step.set);
+  if (open) link(step.gpu, step.prev);
+}
+
+// Most blocked requests of a full fleet could not be let in by any number of moves: the closed form says so
+// at once.
+bool Fleet::hopeless(const Model& model, unsigned profile) const {
+  const Tables& its = *model.tables;
+  if (model.open * its.units() < its.size(profile)) return true;
+  const auto& grid = its.seven_of_eight();
+  if (!grid) return false;
+  std::array<std::uint64_t, max_places> demand{};
+  for (unsigned p = 0; p < its.profile_count(); ++p) {
+    if (grid->stands_for[p] >= 0)
+      demand[static_cast<unsigned>(grid->stands_for[p])] += model.held[p] + (p == profile ? 1 : 0);
+  }
+  const std::array<Group, 1> all = {{{0, model.open}}};
+  return seven_of_eight_holds(its, all, std::span(demand).first(its.profile_count())) == false;
 }
 
 bool Fleet::apply(const Repair& repair, Undo* undo) {
