@@ -70,7 +70,7 @@ Result<GpuId> Fleet::add_gpu(ClassId cls, SetId set) {
     return Error(Errc::no_capacity, fmt::format("a fleet of more than {} GPUs", max_gpus));
   const auto gpu = static_cast<GpuId>(gpus_.size());
   gpus_.push_back({no_gpu, no_gpu, set, cls, State::open});
-  enter(gpu);
+  join(gpu);
   Model& model = models_[class_model_[cls]];
   model.total_units += model.tables->units();
   model.used_units += model.tables->units() - model.tables->free_units(set);
@@ -80,7 +80,7 @@ Result<GpuId> Fleet::add_gpu(ClassId cls, SetId set) {
 
 void Fleet::remove_gpu(GpuId gpu) {
   if (!present(gpu)) return;
-  if (gpus_[gpu].state == State::open) exit(gpu);
+  if (gpus_[gpu].state == State::open) withdraw(gpu);
   Model& model = models_[model_of(gpu)];
   model.total_units -= model.tables->units();
   model.used_units -= model.tables->units() - model.tables->free_units(gpus_[gpu].set);
@@ -92,11 +92,11 @@ void Fleet::remove_gpu(GpuId gpu) {
 void Fleet::drain(GpuId gpu, bool on) {
   if (!present(gpu) || drained(gpu) == on) return;
   if (on) {
-    exit(gpu);
+    withdraw(gpu);
     gpus_[gpu].state = State::drained;
   } else {
     gpus_[gpu].state = State::open;
-    enter(gpu);
+    join(gpu);
   }
 }
 
@@ -151,7 +151,7 @@ void Fleet::unlink(GpuId gpu) {
 }
 
 // A GPU begins or ceases to take instances.
-void Fleet::enter(GpuId gpu) {
+void Fleet::join(GpuId gpu) {
   Model& model = models_[model_of(gpu)];
   ++model.open;
   const auto places = model.tables->places();
@@ -159,7 +159,7 @@ void Fleet::enter(GpuId gpu) {
     ++model.held[places[static_cast<unsigned>(std::countr_zero(bits))].profile];
   link(gpu, no_gpu);
 }
-void Fleet::exit(GpuId gpu) {
+void Fleet::withdraw(GpuId gpu) {
   Model& model = models_[model_of(gpu)];
   --model.open;
   const auto places = model.tables->places();

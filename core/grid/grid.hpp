@@ -355,8 +355,8 @@ class Fleet {
   void leave(Model& model, ClassId cls, SetId set);
   void step_back(const Undo::Step& step);
   void change(GpuId gpu, SetId set);
-  void enter(GpuId gpu);
-  void exit(GpuId gpu);
+  void join(GpuId gpu);
+  void withdraw(GpuId gpu);
   bool hopeless(const Model& model, unsigned profile) const;
 
   std::vector<Gpu> gpus_;
