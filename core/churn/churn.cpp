@@ -177,9 +177,11 @@ class Keyed : public Placer {
 // core/grid at work, one model a pool.
 class Ours : public Placer {
  public:
-  static Result<std::unique_ptr<Placer>> make(std::span<const Pool> pools, const Jobs& jobs, unsigned moves) {
+  static Result<std::unique_ptr<Placer>> make(std::span<const Pool> pools, const Jobs& jobs,
+                                              const Policy& policy) {
     auto made = std::make_unique<Ours>();
-    made->moves_ = moves;
+    made->moves_ = policy.moves;
+    made->budget_ = policy.moves_per_100;
     made->offers_.resize(jobs.profiles.size());
     made->tables_.reserve(pools.size());  // the fleet borrows them
     std::size_t gpus = 0;
@@ -224,13 +226,15 @@ class Ours : public Placer {
     if (best) {
       fleet_.place(*best);
       settle(lease, *best);
+      earn();
       return true;
     }
-    if (moves_ == 0) return false;
     std::optional<grid::Repair> repair;
     for (const auto& offer : offers_[kind]) {
+      const unsigned most = affordable(offer);
+      if (most == 0) continue;
       const auto found =
-          fleet_.repair({.model = offer.model, .profile = offer.profile}, grid::RepairRules{.moves = moves_});
+          fleet_.repair({.model = offer.model, .profile = offer.profile}, grid::RepairRules{.moves = most});
       if (!found) continue;
       const auto key = [](const grid::Repair& each) {
         return std::tuple(each.count, each.price, each.growth);
@@ -247,6 +251,8 @@ class Ours : public Placer {
       lease_at_[cell(move.to, move.start)] = moved;
     }
     moves += repair->count;
+    if (budget_ > 0) purse_ -= repair->count;
+    earn();
     settle(lease, repair->choice);
     return true;
   }
@@ -264,6 +270,14 @@ class Ours : public Placer {
     std::uint32_t gpu = 0;
     std::uint16_t start = 0, profile = 0;
   };
+  static constexpr double purse_fills = 20;  // times the budget
+  void earn() { purse_ = std::min(purse_ + budget_ / 100, purse_fills * budget_); }
+  unsigned affordable(const Offer& offer) const {
+    if (budget_ <= 0) return moves_;
+    const double full = purse_ / (purse_fills * budget_);
+    const double most = std::min(purse_, full * fleet_.tables(offer.model).size(offer.profile));
+    return std::min(moves_, static_cast<unsigned>(most));
+  }
   std::size_t cell(std::uint32_t gpu, unsigned start) const { return std::size_t{gpu} * units_ + start; }
   void settle(Lease lease, const grid::Choice& choice) {
     places_[lease] = {choice.gpu, static_cast<std::uint16_t>(choice.start),
@@ -272,6 +286,7 @@ class Ours : public Placer {
   }
 
   unsigned moves_ = 0, units_ = 0;
+  double budget_ = 0, purse_ = 0;
   std::vector<grid::Tables> tables_;
   grid::Fleet fleet_;
   std::vector<std::vector<Offer>> offers_;  // by kind
@@ -373,6 +388,9 @@ Status check(const Setup& setup) {
   if (setup.policy.moves > grid::max_moves)
     return Error(Errc::invalid,
                  fmt::format("{} moves for a job: {} at most", setup.policy.moves, grid::max_moves));
+  if (!(setup.policy.moves_per_100 >= 0 && setup.policy.moves_per_100 <= 300))
+    return Error(Errc::invalid,
+                 fmt::format("{} moves for 100 jobs: 0 to 300 are understood", setup.policy.moves_per_100));
   if (setup.policy.moves != 0 && setup.policy.rule != Rule::ours)
     return Error(Errc::invalid, "only the rule `ours` moves jobs");
   return ok_status();
@@ -388,7 +406,7 @@ Result<Outcome> simulate(const Setup& setup, const Progress& progress) {
   const std::size_t kinds = jobs.profiles.size();
   std::unique_ptr<Placer> placer;
   if (setup.policy.rule == Rule::ours) {
-    BH_TRY(placer, Ours::make(setup.pools, jobs, setup.policy.moves));
+    BH_TRY(placer, Ours::make(setup.pools, jobs, setup.policy));
   } else if (setup.policy.rule == Rule::repack) {
     BH_TRY(placer, Repack::make(setup.pools, jobs));
   } else {

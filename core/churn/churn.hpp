@@ -65,15 +65,20 @@ enum class Rule {
 };
 struct Policy {
   Rule rule = Rule::ours;
-  unsigned moves = 0;  // for `ours` only, at most 3
+  unsigned moves = 0;  // for `ours` only: at most so many to make room for one job, at most 3
+  // For `ours` with moves: a budget. Each accepted job earns a hundredth of this many moves; what is not
+  // spent is kept, up to twenty times this many. A job may spend as many moves as it has slices, times the
+  // part of the purse that is full: when moves are scarce they go to the jobs that gain most by each. 0: no
+  // budget.
+  double moves_per_100 = 0;
 };
 struct PolicyRow {
-  std::string_view name;  // first-fit, best-fit, mfi, ours, ours+1, ours+3, repack
+  std::string_view name;  // first-fit, best-fit, mfi, ours, ours+1, ours+3, ours+3@5, repack
   Policy policy;
   std::string_view why;
 };
 std::span<const PolicyRow> policies();
-Result<Policy> named_policy(std::string_view name);  // also ours+2
+Result<Policy> named_policy(std::string_view name);  // also ours+2 and ours+N@M, N moves a job and M for 100
 
 // How long jobs stay; the mean is 1 for all, so that load means the same. Time is in mean holding times
 // everywhere.

@@ -25,13 +25,14 @@ constexpr std::array<MixRow, 7> mix_rows{{
     {"skew",     {30, 25, 20, 10, 10, 5},        "the skewed-small distribution of the MIG schedulers' literature (arXiv 2511.18906)"},
 }};
 
-constexpr std::array<PolicyRow, 7> policy_rows{{
+constexpr std::array<PolicyRow, 8> policy_rows{{
     {"first-fit", {Rule::first_fit, 0}, "the lowest GPU that has a place"},
     {"best-fit",  {Rule::best_fit, 0},  "the fullest GPU that has a place"},
     {"mfi",       {Rule::mfi, 0},       "least growth of the fragmentation score of arXiv 2511.18906"},
     {"ours",      {Rule::ours, 0},      "least growth of F, empty GPUs last"},
     {"ours+1",    {Rule::ours, 1},      "the same, and at most 1 move to make room for a job"},
     {"ours+3",    {Rule::ours, 3},      "the same, and at most 3 moves to make room for a job"},
+    {"ours+3@5",  {Rule::ours, 3, 5},   "the same, and 5 moves at most for 100 accepted jobs"},
     {"repack",    {Rule::repack, 0},    "a bound: as if all jobs could be moved at any time for nothing"},
 }};
 // clang-format on
@@ -138,8 +139,17 @@ Result<Mix> parse_mix(std::string_view text, const mig::Geometry& geometry) {
 Result<Policy> named_policy(std::string_view name) {
   for (const auto& row : policy_rows)
     if (row.name == name) return row.policy;
-  if (name.starts_with("ours+") && name.size() == 6 && name[5] >= '1' && name[5] <= '3')
-    return Policy{Rule::ours, static_cast<unsigned>(name[5] - '0')};
+  if (name.starts_with("ours+") && name.size() >= 6 && name[5] >= '1' && name[5] <= '3') {
+    Policy policy{Rule::ours, static_cast<unsigned>(name[5] - '0'), 0};
+    if (name.size() == 6) return policy;
+    const auto budget = name.substr(7);
+    const auto [end, code] =
+        std::from_chars(budget.data(), budget.data() + budget.size(), policy.moves_per_100);
+    if (name[6] == '@' && code == std::errc{} && end == budget.data() + budget.size() &&
+        policy.moves_per_100 > 0 && policy.moves_per_100 <= 300) {
+      return policy;
+    }
+  }
   std::string names;
   for (const auto& row : policy_rows) names += (names.empty() ? "" : ", ") + std::string(row.name);
   return Error(Errc::not_found, fmt::format("no policy is called '{}'", name), "one of " + names);
