@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
+
+#include "core/fraction/value.hpp"
 
 namespace bulkhead::fraction {
 namespace {
@@ -31,7 +34,8 @@ void Learner::saw(const Task& task) {
     since_ = 0;
     for (auto& seen : table_) seen.count /= 2;
   }
-  const auto known = std::find_if(table_.begin(), table_.end(), [&](const Seen& s) { return s.task == task; });
+  const auto known =
+      std::find_if(table_.begin(), table_.end(), [&](const Seen& s) { return s.task == task; });
   if (known != table_.end()) {
     known->count += 1;
   } else if (table_.size() < shapes_) {
@@ -47,21 +51,10 @@ void Learner::saw(const Task& task) {
 Mix Learner::mix() const {
   Mix mix;
   for (const auto& seen : table_) mix.push_back({seen.task, seen.count});
-  std::stable_sort(mix.begin(), mix.end(), [](const Typical& a, const Typical& b) { return a.weight > b.weight; });
+  std::stable_sort(mix.begin(), mix.end(),
+                   [](const Typical& a, const Typical& b) { return a.weight > b.weight; });
   return mix;
 }
-
-struct Fleet::State {
-  struct Held {
-    Node node;
-    Free free;
-    bool drained = false;
-  };
-  std::vector<Held> nodes;
-  Mix mix;
-  std::int64_t total = 0;
-  std::int64_t used = 0;
-};
 
 namespace {
 
@@ -132,40 +125,344 @@ std::uint32_t pick_set(const Task& task, const Node& node, std::uint32_t mask) {
   return chosen;
 }
 
-// GPU milli on the node that a task drawn from the mix could not use, in expectation.
-double fragment(const Mix& mix, const Node& node, const Free& free) {
-  double sum = 0;
-  std::int64_t total = 0;
-  for (unsigned g = 0; g < node.gpus; ++g) total += free.gpu_milli[g];
-  for (const auto& typical : mix) {
-    const auto& task = typical.task;
-    std::int64_t usable = 0;
-    unsigned gpus = 0;
-    if (free.cpu_milli >= task.cpu_milli && model_allowed(task, node)) {
-      for (unsigned g = 0; g < node.gpus; ++g) {
-        if (free.gpu_milli[g] >= task.gpu_milli) {
-          usable += free.gpu_milli[g];
-          ++gpus;
-        }
-      }
-      if (gpus < task.num_gpu) usable = 0;
-    }
-    sum += typical.weight * static_cast<double>(total - usable);
-  }
-  return sum;
-}
-
-void take(const Task& task, std::uint32_t gpus, Free& free, int sign) {
+void take(const Task& task, std::uint32_t gpus, const Node& node, Free& free, int sign) {
   free.cpu_milli -= sign * task.cpu_milli;
   free.memory_mib -= sign * task.memory_mib;
   for (; gpus != 0; gpus &= gpus - 1) {
     const auto g = static_cast<unsigned>(std::countr_zero(gpus));
     free.gpu_milli[g] -= sign * task.gpu_milli;
-    free.gpu_memory_mib[g] -= sign * task.gpu_memory_mib;
+    if (node.gpu_memory_mib != 0) free.gpu_memory_mib[g] -= sign * task.gpu_memory_mib;
   }
 }
 
+constexpr std::int32_t kNever = std::numeric_limits<std::int32_t>::max();
+constexpr std::size_t kBlock = 64;            // cells whose least is kept
+constexpr std::size_t kMostShapes = 1024;     // shapes of tasks with cells of their own
+constexpr std::size_t kMostCells = 1U << 25;  // of all shapes
+constexpr std::size_t kMostKinds = 1024;
+constexpr std::size_t kMemo = 1U << 16;
+
+std::uint64_t mixed(std::uint64_t hash, std::uint64_t word) {
+  hash = (hash ^ word) * 0x9e3779b97f4a7c15;
+  return hash ^ (hash >> 29U);
+}
+
+std::uint64_t hash_of(const Task& task) {
+  std::uint64_t hash = mixed(
+      1, static_cast<std::uint64_t>(task.cpu_milli) << 32U | static_cast<std::uint64_t>(task.memory_mib));
+  hash = mixed(hash, static_cast<std::uint64_t>(task.gpu_memory_mib) << 32U |
+                         static_cast<std::uint64_t>(task.gpu_milli) << 8U | task.num_gpu << 1U |
+                         static_cast<std::uint64_t>(task.one_numa));
+  return mixed(hash, task.models);
+}
+
+// The fields of a task that have no meaning for it are zero, so that equal demands are one shape.
+Task canonical(Task task) {
+  if (task.num_gpu == 0) {
+    task.gpu_milli = 0;
+    task.models = 0;
+    task.gpu_memory_mib = 0;
+  }
+  if (task.num_gpu < 2) task.one_numa = false;
+  return task;
+}
+
 }  // namespace
+
+// How it stays fast: a cost is a function of the shape of the task and the state of the node, and an event
+// changes one node. Each shape keeps the cost on every node (a cell) and the least of each block of cells,
+// and reads from the log which nodes changed since it was last asked. The worth of a state is kept in a memo
+// of fixed size. Nothing is approximated: the answer is that of a scan over all nodes.
+struct Fleet::State {
+  struct alignas(64) Hot {
+    std::int32_t cpu = 0;
+    std::int32_t memory = 0;
+    std::int32_t worth = -1;   // -1: not asked since the last change
+    std::int16_t fullest = 0;  // most free milli of one GPU, whatever its memory
+    std::uint8_t gpus = 0;
+    std::uint8_t model = 0;
+    std::uint16_t kind = 0;
+    std::uint8_t whole = 0;  // GPUs with all milli free
+    bool drained = false;
+    std::array<std::int16_t, kMostGpus> levels = {};  // ascending
+  };
+  struct Shape {
+    Task task = {};
+    std::uint64_t hash = 0;
+    std::uint64_t seen = 0;  // log positions below are in the cells
+    std::uint64_t asked = 0;
+    bool all = true;  // nothing is in the cells yet
+    std::vector<std::int32_t> cells = {};
+    std::vector<std::int32_t> least = {};
+  };
+  struct Remembered {
+    Left left = {};
+    std::uint32_t kind = UINT32_MAX;
+    std::int32_t worth = 0;
+  };
+  struct Cost {
+    std::int32_t cost = kNever;
+    std::uint32_t gpus = 0;
+  };
+
+  std::vector<Node> nodes;
+  std::vector<Free> frees;
+  std::vector<Hot> hot;
+  std::vector<std::uint64_t> changed;  // position of the node's last entry in the log, plus 1
+  std::vector<Kind> kinds;
+  std::vector<Worth> worths;  // one for each kind
+  std::vector<Remembered> memo = std::vector<Remembered>(kMemo);
+  std::vector<Shape> shapes;
+  std::vector<std::uint32_t> table;  // open addressing: shape + 1
+  std::vector<NodeId> log;
+  std::uint64_t log_base = 0;  // position of log[0]
+  std::uint64_t asks = 0;
+  Mix mix;
+  std::int64_t total = 0;
+  std::int64_t used = 0;
+
+  std::int32_t level_milli(NodeId id, unsigned g) const {
+    const auto& node = nodes[id];
+    const auto& free = frees[id];
+    if (node.gpu_memory_mib == 0) return free.gpu_milli[g];
+    return std::min(free.gpu_milli[g],
+                    static_cast<std::int32_t>(free.gpu_memory_mib[g] * kWhole / node.gpu_memory_mib));
+  }
+
+  void refresh(NodeId id) {
+    const auto& node = nodes[id];
+    const auto& free = frees[id];
+    auto& now = hot[id];
+    now.cpu = static_cast<std::int32_t>(free.cpu_milli);
+    now.memory = static_cast<std::int32_t>(free.memory_mib);
+    now.worth = -1;
+    now.fullest = 0;
+    now.whole = 0;
+    for (unsigned g = 0; g < node.gpus; ++g) {
+      now.fullest = std::max(now.fullest, static_cast<std::int16_t>(free.gpu_milli[g]));
+      now.whole = static_cast<std::uint8_t>(now.whole + (free.gpu_milli[g] == kWhole ? 1 : 0));
+      const auto level = worths[now.kind].level(level_milli(id, g));
+      unsigned at = g;
+      for (; at > 0 && now.levels[at - 1] > level; --at) now.levels[at] = now.levels[at - 1];
+      now.levels[at] = level;
+    }
+  }
+
+  void note(NodeId id) {
+    refresh(id);
+    // Shapes that fell behind by more than a fleet read every node instead.
+    if (log.size() >= 2 * nodes.size() + 1024) {
+      const auto drop = log.size() - nodes.size();
+      log.erase(log.begin(), log.begin() + static_cast<std::ptrdiff_t>(drop));
+      log_base += drop;
+    }
+    log.push_back(id);
+    changed[id] = log_base + log.size();
+  }
+
+  std::int32_t worth(std::uint32_t kind, std::int32_t cpu, std::int32_t memory,
+                     const std::array<std::int16_t, kMostGpus>& levels) {
+    const auto& of = worths[kind];
+    const unsigned n = kinds[kind].gpus;
+    if (n == 0 || levels[n - 1] == 0) return 0;
+    const Left left{
+        .cpu = std::min(cpu, of.most_cpu()), .memory = std::min(memory, of.most_memory()), .gpus = levels};
+    std::uint64_t hash = mixed(kind, static_cast<std::uint64_t>(left.cpu) << 32U |
+                                         static_cast<std::uint64_t>(static_cast<std::uint32_t>(left.memory)));
+    const auto words = std::bit_cast<std::array<std::uint64_t, kMostGpus / 4>>(left.gpus);
+    for (const auto word : words) hash = mixed(hash, word);
+    auto& remembered = memo[hash % kMemo];
+    if (remembered.kind != kind || !(remembered.left == left)) {
+      remembered = {.left = left, .kind = kind, .worth = of.of(left)};
+    }
+    return remembered.worth;
+  }
+
+  // What placing the task there takes from the worth of the node, times kMostGpus, plus the NUMA nodes it
+  // spans beyond the first; and on which GPUs.
+  Cost cost(const Task& task, NodeId id) {
+    auto& now = hot[id];
+    if (now.cpu < task.cpu_milli || now.memory < task.memory_mib || now.drained) return {};
+    const auto cpu = now.cpu - static_cast<std::int32_t>(task.cpu_milli);
+    const auto memory = now.memory - static_cast<std::int32_t>(task.memory_mib);
+    const auto before = [&] {
+      if (now.worth < 0) now.worth = worth(now.kind, now.cpu, now.memory, now.levels);
+      return now.worth;
+    };
+    const auto priced = [](std::int32_t loss) { return loss * static_cast<std::int32_t>(kMostGpus); };
+    if (task.num_gpu == 0) {
+      if (before() == 0) return {.cost = 0, .gpus = 0};
+      return {.cost = priced(now.worth - worth(now.kind, cpu, memory, now.levels)), .gpus = 0};
+    }
+    if (now.fullest < task.gpu_milli) return {};
+    if (task.models != 0 && ((task.models >> now.model) & 1U) == 0) return {};
+    const auto& node = nodes[id];
+    const auto& free = frees[id];
+    const auto& of = worths[now.kind];
+    if (task.gpu_milli == kWhole) {
+      if (now.whole < task.num_gpu) return {};
+      const auto mask = able(task, node, free);
+      const auto gpus = pick_set(task, node, mask);
+      if (gpus == 0) return {};
+      auto levels = now.levels;
+      const unsigned n = now.gpus;
+      for (unsigned at = n; at-- > 0;)
+        levels[at] = at >= task.num_gpu ? levels[at - task.num_gpu] : std::int16_t{0};
+      const auto loss = before() == 0 ? 0 : now.worth - worth(now.kind, cpu, memory, levels);
+      return {.cost = priced(loss) + spans(node, gpus) - 1, .gpus = gpus};
+    }
+    Cost best;
+    std::int32_t best_milli = 0;
+    std::array<std::int32_t, kMostGpus>
+        tried{};  // free milli, and memory, seen already are worth the same again
+    unsigned tries = 0;
+    for (auto left = able(task, node, free); left != 0; left &= left - 1) {
+      const auto g = static_cast<unsigned>(std::countr_zero(left));
+      const auto milli = free.gpu_milli[g];
+      const auto level = level_milli(id, g);
+      if (level == milli) {
+        if (std::find(tried.begin(), tried.begin() + tries, milli) != tried.begin() + tries) continue;
+        tried[tries++] = milli;
+      }
+      std::int32_t rest = milli - task.gpu_milli;
+      if (node.gpu_memory_mib != 0) {
+        rest = std::min(rest, static_cast<std::int32_t>((free.gpu_memory_mib[g] - task.gpu_memory_mib) *
+                                                        kWhole / node.gpu_memory_mib));
+      }
+      std::int32_t loss = 0;
+      if (before() != 0) {
+        auto levels = now.levels;
+        const auto from = of.level(level);
+        const auto to = of.level(rest);
+        if (from != to) {
+          unsigned at = 0;
+          while (levels[at] != from) ++at;
+          for (; at > 0 && levels[at - 1] > to; --at) levels[at] = levels[at - 1];
+          levels[at] = to;
+        }
+        loss = priced(now.worth - worth(now.kind, cpu, memory, levels));
+      }
+      if (best.cost == kNever || loss < best.cost || (loss == best.cost && milli < best_milli)) {
+        best = {.cost = loss, .gpus = 1U << g};
+        best_milli = milli;
+      }
+    }
+    return best;
+  }
+
+  static std::int32_t spans(const Node& node, std::uint32_t gpus) {
+    std::int32_t count = 0;
+    for (auto left = gpus; left != 0; left &= left - 1) {
+      const auto g = static_cast<unsigned>(std::countr_zero(left));
+      bool first = true;
+      for (unsigned h = 0; h < g; ++h) {
+        if (((gpus >> h) & 1U) != 0 && node.numa[h] == node.numa[g]) first = false;
+      }
+      count += first ? 1 : 0;
+    }
+    return count;
+  }
+
+  std::size_t most_shapes() const {
+    return std::clamp<std::size_t>(kMostCells / std::max<std::size_t>(nodes.size(), 1), 16, kMostShapes);
+  }
+
+  void index_shapes() {
+    table.assign(4 * kMostShapes, 0);
+    for (std::size_t s = 0; s < shapes.size(); ++s) {
+      auto at = shapes[s].hash % table.size();
+      while (table[at] != 0) at = (at + 1) % table.size();
+      table[at] = static_cast<std::uint32_t>(s + 1);
+    }
+  }
+
+  // The cells of this task, which take the place of those not asked for longest when there are too many.
+  Shape& shape(const Task& task) {
+    const auto hash = hash_of(task);
+    if (table.empty()) index_shapes();
+    auto at = hash % table.size();
+    for (; table[at] != 0; at = (at + 1) % table.size()) {
+      auto& known = shapes[table[at] - 1];
+      if (known.hash == hash && known.task == task) {
+        known.asked = ++asks;
+        return known;
+      }
+    }
+    const auto most = most_shapes();
+    if (shapes.size() > most) {  // the fleet grew
+      std::stable_sort(shapes.begin(), shapes.end(),
+                       [](const Shape& a, const Shape& b) { return a.asked > b.asked; });
+      shapes.resize(most);
+      index_shapes();
+    }
+    if (shapes.size() < most) {
+      Shape fresh;
+      fresh.task = task;
+      fresh.hash = hash;
+      fresh.asked = ++asks;
+      shapes.push_back(std::move(fresh));
+      index_shapes();
+      return shapes.back();
+    }
+    auto& oldest = *std::min_element(shapes.begin(), shapes.end(),
+                                     [](const Shape& a, const Shape& b) { return a.asked < b.asked; });
+    oldest.task = task;
+    oldest.hash = hash;
+    oldest.asked = ++asks;
+    oldest.all = true;
+    index_shapes();
+    return oldest;
+  }
+
+  static std::int32_t least_of(const Shape& shape, std::size_t block) {
+    const auto* cell = shape.cells.data() + block * kBlock;
+    std::int32_t least = kNever;
+    for (std::size_t i = 0; i < kBlock; ++i) least = std::min(least, cell[i]);
+    return least;
+  }
+
+  void set_cell(Shape& shape, NodeId id) {
+    const auto now = cost(shape.task, id).cost;
+    auto& cell = shape.cells[id];
+    const auto was = std::exchange(cell, now);
+    auto& least = shape.least[id / kBlock];
+    if (now <= least) {
+      least = now;
+    } else if (was == least && was != now) {
+      least = least_of(shape, id / kBlock);
+    }
+  }
+
+  void catch_up(Shape& shape) {
+    const auto blocks = (nodes.size() + kBlock - 1) / kBlock;
+    if (shape.cells.size() < blocks * kBlock) {
+      shape.cells.resize(blocks * kBlock, kNever);
+      shape.least.resize(blocks, kNever);
+    }
+    const auto end = log_base + log.size();
+    if (shape.all || shape.seen < log_base || end - shape.seen > nodes.size()) {
+      const auto since = shape.all ? 0 : shape.seen;
+      for (NodeId id = 0; id < nodes.size(); ++id) {
+        if (changed[id] > since) set_cell(shape, id);
+      }
+    } else {
+      for (auto at = shape.seen; at < end; ++at) {
+        const auto id = log[at - log_base];
+        if (changed[id] == at + 1) set_cell(shape, id);  // otherwise it changed again, later in the log
+      }
+    }
+    shape.all = false;
+    shape.seen = end;
+  }
+
+  void new_mix() {
+    worths.clear();
+    for (const auto& kind : kinds) worths.emplace_back(kind, mix);
+    std::fill(memo.begin(), memo.end(), Remembered{});
+    for (NodeId id = 0; id < nodes.size(); ++id) refresh(id);
+    for (auto& shape : shapes) shape.all = true;
+  }
+};
 
 Fleet::Fleet() : state_(std::make_unique<State>()) {}
 Fleet::~Fleet() = default;
@@ -177,118 +474,149 @@ Result<NodeId> Fleet::add_node(const Node& node) {
     return Error(Errc::invalid, "node " + std::to_string(state_->nodes.size()) + ": " + std::string(what));
   };
   if (state_->nodes.size() >= kMostNodes) return wrong("a fleet has at most 200000 nodes");
-  if (node.cpu_milli < 0 || node.cpu_milli > kMostAmount) return wrong("cpu_milli is not within 0..1000000000");
-  if (node.memory_mib < 0 || node.memory_mib > kMostAmount) return wrong("memory_mib is not within 0..1000000000");
+  if (node.cpu_milli < 0 || node.cpu_milli > kMostAmount)
+    return wrong("cpu_milli is not within 0..1000000000");
+  if (node.memory_mib < 0 || node.memory_mib > kMostAmount)
+    return wrong("memory_mib is not within 0..1000000000");
   if (node.gpu_memory_mib < 0 || node.gpu_memory_mib > kMostAmount) {
     return wrong("gpu_memory_mib is not within 0..1000000000");
   }
   if (node.gpus > kMostGpus) return wrong("a node has at most 16 GPUs");
   if (node.model >= kModels) return wrong("the GPU model is not below 64");
-  State::Held held{.node = node, .free = {}, .drained = false};
-  held.free.cpu_milli = node.cpu_milli;
-  held.free.memory_mib = node.memory_mib;
-  for (unsigned g = 0; g < node.gpus; ++g) {
-    held.free.gpu_milli[g] = kWhole;
-    held.free.gpu_memory_mib[g] = node.gpu_memory_mib;
+  const Kind kind{.gpus = node.gpus, .model = node.model, .gpu_memory_mib = node.gpu_memory_mib};
+  auto known = std::find(state_->kinds.begin(), state_->kinds.end(), kind);
+  if (known == state_->kinds.end()) {
+    if (state_->kinds.size() >= kMostKinds) {
+      return wrong("a fleet has at most 1024 kinds of node (GPU count, model, memory of a GPU)");
+    }
+    state_->kinds.push_back(kind);
+    state_->worths.emplace_back(kind, state_->mix);
+    known = state_->kinds.end() - 1;
   }
+  Free free;
+  free.cpu_milli = node.cpu_milli;
+  free.memory_mib = node.memory_mib;
+  for (unsigned g = 0; g < node.gpus; ++g) {
+    free.gpu_milli[g] = kWhole;
+    free.gpu_memory_mib[g] = node.gpu_memory_mib;
+  }
+  const auto id = static_cast<NodeId>(state_->nodes.size());
+  state_->nodes.push_back(node);
+  state_->frees.push_back(free);
+  State::Hot hot;
+  hot.gpus = static_cast<std::uint8_t>(node.gpus);
+  hot.model = static_cast<std::uint8_t>(node.model);
+  hot.kind = static_cast<std::uint16_t>(known - state_->kinds.begin());
+  state_->hot.push_back(hot);
+  state_->changed.push_back(0);
+  state_->note(id);
   state_->total += static_cast<std::int64_t>(node.gpus) * kWhole;
-  state_->nodes.push_back(held);
-  return static_cast<NodeId>(state_->nodes.size() - 1);
+  return id;
 }
 
-void Fleet::drain(NodeId node, bool drained) { state_->nodes.at(node).drained = drained; }
+void Fleet::drain(NodeId node, bool drained) {
+  state_->hot.at(node).drained = drained;
+  state_->note(node);
+}
 
 Status Fleet::set_mix(std::span<const Typical> mix) {
   Mix kept;
-  double sum = 0;
   for (const auto& typical : mix) {
     if (!well_formed(typical.task)) return Error(Errc::invalid, "mix: a task is out of bounds");
-    if (!(typical.weight >= 0) || typical.weight > 1e15) return Error(Errc::invalid, "mix: a weight is out of bounds");
-    if (typical.task.num_gpu == 0) continue;
-    kept.push_back(typical);
+    if (!(typical.weight >= 0) || typical.weight > 1e15)
+      return Error(Errc::invalid, "mix: a weight is out of bounds");
+    if (typical.weight > 0) kept.push_back({canonical(typical.task), typical.weight});
   }
-  std::stable_sort(kept.begin(), kept.end(), [](const Typical& a, const Typical& b) { return a.weight > b.weight; });
+  std::stable_sort(kept.begin(), kept.end(),
+                   [](const Typical& a, const Typical& b) { return a.weight > b.weight; });
   if (kept.size() > kMostTypical) kept.resize(kMostTypical);
-  for (const auto& typical : kept) sum += typical.weight;
-  for (auto& typical : kept) typical.weight /= sum > 0 ? sum : 1;
   state_->mix = std::move(kept);
+  state_->new_mix();
   return ok_status();
 }
 
 bool Fleet::fits(const Task& task, NodeId node) const {
-  const auto& held = state_->nodes.at(node);
+  const auto& free = state_->frees.at(node);
   if (!well_formed(task)) return false;
-  if (held.free.cpu_milli < task.cpu_milli || held.free.memory_mib < task.memory_mib) return false;
+  if (free.cpu_milli < task.cpu_milli || free.memory_mib < task.memory_mib) return false;
   if (task.num_gpu == 0) return true;
-  if (!model_allowed(task, held.node)) return false;
-  const auto mask = able(task, held.node, held.free);
-  return pick_set(task, held.node, mask) != 0;
+  const auto& where = state_->nodes[node];
+  return model_allowed(task, where) && pick_set(task, where, able(task, where, free)) != 0;
 }
 
-std::optional<Choice> Fleet::choose(const Task& task, const Filter& filter) {
-  std::optional<Choice> best;
-  double best_score = 0;
-  for (NodeId id = 0; id < state_->nodes.size(); ++id) {
-    const auto& held = state_->nodes[id];
-    if (held.drained || !fits(task, id)) continue;
-    if (filter.allows_class != nullptr && !filter.allows_class(filter.context, held.node.class_id)) continue;
-    if (filter.allows != nullptr && !filter.allows(filter.context, id)) continue;
-    const auto mask = task.num_gpu == 0 ? 0U : able(task, held.node, held.free);
-    const double before = fragment(state_->mix, held.node, held.free);
-    const auto consider = [&](std::uint32_t gpus) {
-      Free after = held.free;
-      take(task, gpus, after, 1);
-      const double score = fragment(state_->mix, held.node, after) - before;
-      if (!best || score < best_score) {
-        best = Choice{id, gpus};
-        best_score = score;
+std::optional<Choice> Fleet::choose(const Task& asked, const Filter& filter) {
+  if (!well_formed(asked) || state_->nodes.empty()) return std::nullopt;
+  const auto task = canonical(asked);
+  auto& shape = state_->shape(task);
+  state_->catch_up(shape);
+  std::int32_t least = kNever;
+  NodeId node = 0;
+  const bool filtered = filter.allows_class != nullptr || filter.allows != nullptr;
+  if (!filtered) {
+    const auto block = std::min_element(shape.least.begin(), shape.least.end());
+    least = *block;
+    if (least == kNever) return std::nullopt;
+    const auto first =
+        shape.cells.begin() + (block - shape.least.begin()) * static_cast<std::ptrdiff_t>(kBlock);
+    node = static_cast<NodeId>(std::find(first, first + kBlock, least) - shape.cells.begin());
+  } else {
+    for (std::size_t block = 0; block < shape.least.size(); ++block) {
+      if (shape.least[block] >= least) continue;
+      const auto end = std::min((block + 1) * kBlock, state_->nodes.size());
+      for (auto id = static_cast<NodeId>(block * kBlock); id < end; ++id) {
+        if (shape.cells[id] >= least) continue;
+        if (filter.allows_class != nullptr &&
+            !filter.allows_class(filter.context, state_->nodes[id].class_id))
+          continue;
+        if (filter.allows != nullptr && !filter.allows(filter.context, id)) continue;
+        least = shape.cells[id];
+        node = id;
       }
-    };
-    if (task.num_gpu == 1 && task.gpu_milli < kWhole) {
-      for (auto left = mask; left != 0; left &= left - 1) consider(left & (~left + 1));
-    } else {
-      consider(task.num_gpu == 0 ? 0U : pick_set(task, held.node, mask));
     }
+    if (least == kNever) return std::nullopt;
   }
-  return best;
+  return Choice{.node = node, .gpus = state_->cost(task, node).gpus};
 }
 
 bool Fleet::place(const Task& task, const Choice& choice) {
   if (!well_formed(task) || choice.node >= state_->nodes.size()) return false;
-  auto& held = state_->nodes[choice.node];
-  if (held.free.cpu_milli < task.cpu_milli || held.free.memory_mib < task.memory_mib) return false;
+  const auto& node = state_->nodes[choice.node];
+  auto& free = state_->frees[choice.node];
+  if (free.cpu_milli < task.cpu_milli || free.memory_mib < task.memory_mib) return false;
   if (static_cast<unsigned>(std::popcount(choice.gpus)) != task.num_gpu) return false;
   if (task.num_gpu != 0) {
-    if (!model_allowed(task, held.node) || (choice.gpus & ~able(task, held.node, held.free)) != 0) return false;
+    if (!model_allowed(task, node) || (choice.gpus & ~able(task, node, free)) != 0) return false;
+    if (task.one_numa && State::spans(node, choice.gpus) > 1) return false;
+    state_->used += static_cast<std::int64_t>(task.num_gpu) * task.gpu_milli;
   }
-  take(task, choice.gpus, held.free, 1);
-  if (task.num_gpu != 0) state_->used += static_cast<std::int64_t>(task.num_gpu) * task.gpu_milli;
+  take(task, choice.gpus, node, free, 1);
+  state_->note(choice.node);
   return true;
 }
 
 bool Fleet::remove(const Task& task, const Choice& choice) {
   if (!well_formed(task) || choice.node >= state_->nodes.size()) return false;
-  auto& held = state_->nodes[choice.node];
-  if (held.node.cpu_milli - held.free.cpu_milli < task.cpu_milli) return false;
-  if (held.node.memory_mib - held.free.memory_mib < task.memory_mib) return false;
+  const auto& node = state_->nodes[choice.node];
+  auto& free = state_->frees[choice.node];
+  if (node.cpu_milli - free.cpu_milli < task.cpu_milli) return false;
+  if (node.memory_mib - free.memory_mib < task.memory_mib) return false;
   if (static_cast<unsigned>(std::popcount(choice.gpus)) != task.num_gpu) return false;
-  if (task.num_gpu != 0 && (choice.gpus >> held.node.gpus) != 0) return false;
   for (auto left = choice.gpus; left != 0; left &= left - 1) {
     const auto g = static_cast<unsigned>(std::countr_zero(left));
-    if (kWhole - held.free.gpu_milli[g] < task.gpu_milli) return false;
-    if (held.node.gpu_memory_mib != 0 && held.node.gpu_memory_mib - held.free.gpu_memory_mib[g] < task.gpu_memory_mib) {
+    if (g >= node.gpus || kWhole - free.gpu_milli[g] < task.gpu_milli) return false;
+    if (node.gpu_memory_mib != 0 && node.gpu_memory_mib - free.gpu_memory_mib[g] < task.gpu_memory_mib)
       return false;
-    }
   }
-  take(task, choice.gpus, held.free, -1);
   if (task.num_gpu != 0) state_->used -= static_cast<std::int64_t>(task.num_gpu) * task.gpu_milli;
+  take(task, choice.gpus, node, free, -1);
+  state_->note(choice.node);
   return true;
 }
 
 std::size_t Fleet::size() const { return state_->nodes.size(); }
-const Node& Fleet::node(NodeId node) const { return state_->nodes.at(node).node; }
-Free Fleet::free(NodeId node) const { return state_->nodes.at(node).free; }
-bool Fleet::drained(NodeId node) const { return state_->nodes.at(node).drained; }
+const Node& Fleet::node(NodeId node) const { return state_->nodes.at(node); }
+Free Fleet::free(NodeId node) const { return state_->frees.at(node); }
+bool Fleet::drained(NodeId node) const { return state_->hot.at(node).drained; }
 std::int64_t Fleet::gpu_milli_total() const { return state_->total; }
 std::int64_t Fleet::gpu_milli_used() const { return state_->used; }
 

@@ -1,7 +1,8 @@
-// Fractional GPUs: nodes with CPU, memory and GPUs of 1000 milli each, and the rule that says where a task goes
-// so that the GPU milli left over stay usable. Tasks take CPU, memory and either a share of one GPU or a set of
-// whole GPUs. The rule looks at a mix of typical tasks (given, or learnt from arrivals); it never refuses a task
-// that fits. Deterministic: the same calls give the same answers, and every tie is specified below.
+// Fractional GPUs: nodes with CPU, memory and GPUs of 1000 milli each, and the rule that says where a task
+// goes so that the GPU milli left over stay usable. Tasks take CPU, memory and either a share of one GPU or a
+// set of whole GPUs. The rule looks at a mix of typical tasks (given, or learnt from arrivals); it never
+// refuses a task that fits. Deterministic: the same calls give the same answers, and every tie is specified
+// below.
 #pragma once
 
 #include <array>
@@ -16,9 +17,9 @@
 
 namespace bulkhead::fraction {
 
-inline constexpr unsigned kMostGpus = 16;        // of one node
-inline constexpr std::int32_t kWhole = 1000;     // milli of one GPU
-inline constexpr unsigned kModels = 64;          // GPU models a fleet can tell apart
+inline constexpr unsigned kMostGpus = 16;     // of one node
+inline constexpr std::int32_t kWhole = 1000;  // milli of one GPU
+inline constexpr unsigned kModels = 64;       // GPU models a fleet can tell apart
 inline constexpr std::size_t kMostNodes = 200'000;
 inline constexpr std::int64_t kMostAmount = 1'000'000'000;  // of CPU milli or MiB, per node or task
 
@@ -28,10 +29,10 @@ struct Node {
   std::int64_t cpu_milli = 0;
   std::int64_t memory_mib = 0;
   unsigned gpus = 0;
-  unsigned model = 0;                            // below kModels; the caller's numbering
-  std::int64_t gpu_memory_mib = 0;               // of each GPU; 0: unknown, never a reason to refuse
+  unsigned model = 0;                             // below kModels; the caller's numbering
+  std::int64_t gpu_memory_mib = 0;                // of each GPU; 0: unknown, never a reason to refuse
   std::array<std::uint8_t, kMostGpus> numa = {};  // NUMA node of each GPU
-  std::uint32_t class_id = 0;                    // the caller's: taints, bands, domains; see Filter
+  std::uint32_t class_id = 0;                     // the caller's: taints, bands, domains; see Filter
 };
 
 struct Task {
@@ -80,8 +81,8 @@ struct Choice {
   friend bool operator==(const Choice&, const Choice&) = default;
 };
 
-// Which nodes may be chosen. Both may be null (all may). `allows_class` is asked with Node::class_id, `allows`
-// with the node; asked in no promised order or number, so they must be pure.
+// Which nodes may be chosen. Both may be null (all may). `allows_class` is asked with Node::class_id,
+// `allows` with the node; asked in no promised order or number, so they must be pure.
 struct Filter {
   bool (*allows_class)(const void* context, std::uint32_t class_id) = nullptr;
   bool (*allows)(const void* context, NodeId node) = nullptr;
@@ -111,9 +112,10 @@ class Fleet {
   Status set_mix(std::span<const Typical> mix);
 
   // Where the rule would put it, or nothing: then no node that the filter allows can hold it. Ties go to the
-  // lowest node id. On the node: a share goes to the GPU the rule prefers (ties: least free milli, then lowest
-  // index); whole GPUs come from as few NUMA nodes as can be, then from the NUMA nodes with the fewest free GPUs,
-  // then lowest index. A task that breaks the bounds above fits nowhere.
+  // node on which the task's GPUs span the fewest NUMA nodes, then to the lowest node id. On the node: a
+  // share goes to the GPU the rule prefers (ties: least free milli, then lowest index); whole GPUs come from
+  // the NUMA node with the fewest free that holds them all, else from the fullest first (ties: the NUMA node
+  // of the lowest GPU), lowest index first. A task that breaks the bounds above fits nowhere.
   std::optional<Choice> choose(const Task& task, const Filter& filter = {});
   // False, and nothing done, when it does not fit there as chosen (drained nodes accept: the caller insists).
   [[nodiscard]] bool place(const Task& task, const Choice& choice);

@@ -1,0 +1,137 @@
+#include "core/fraction/value.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "base/prng.hpp"
+
+namespace bulkhead::fraction {
+namespace {
+
+// The part of a GPU that a task takes on nodes of this kind, rounded up; above kWhole when it does not fit.
+std::int32_t size_of(const Task& task, const Kind& kind) {
+  if (kind.gpu_memory_mib == 0 || task.gpu_memory_mib == 0) return task.gpu_milli;
+  const std::int64_t of_memory =
+      (task.gpu_memory_mib * kWhole + kind.gpu_memory_mib - 1) / kind.gpu_memory_mib;
+  return std::max(task.gpu_milli, static_cast<std::int32_t>(std::min<std::int64_t>(of_memory, kWhole + 1)));
+}
+
+bool welcome(const Task& task, const Kind& kind) {
+  return task.num_gpu != 0 && task.num_gpu <= kind.gpus && size_of(task, kind) <= kWhole &&
+         (task.models == 0 || ((task.models >> kind.model) & 1U) != 0);
+}
+
+}  // namespace
+
+Worth::Worth(const Kind& kind, std::span<const Typical> mix) : gpus_(kind.gpus), level_(kWhole + 1, 0) {
+  std::vector<bool> reachable(kWhole + 1, false);
+  reachable[0] = true;
+  for (const auto& typical : mix) {
+    if (!welcome(typical.task, kind)) continue;
+    const auto size = static_cast<std::size_t>(size_of(typical.task, kind));
+    for (std::size_t sum = size; sum <= kWhole; ++sum) {
+      if (reachable[sum - size]) reachable[sum] = true;
+    }
+  }
+  for (std::size_t milli = 1; milli <= kWhole; ++milli) {
+    level_[milli] = reachable[milli] ? static_cast<std::int16_t>(milli) : level_[milli - 1];
+  }
+
+  // Any fixed order will do; the largest first puts the rare sets side by side, so that an even draw finds
+  // them.
+  std::vector<const Typical*> order;
+  for (const auto& typical : mix) order.push_back(&typical);
+  std::stable_sort(order.begin(), order.end(), [](const Typical* a, const Typical* b) {
+    const auto key = [](const Task& t) {
+      const auto milli = t.num_gpu == 0 ? 0 : t.gpu_milli;
+      return std::tuple(static_cast<std::int64_t>(t.num_gpu) * milli, t.num_gpu, t.cpu_milli, t.memory_mib);
+    };
+    return key(a->task) > key(b->task);
+  });
+  std::vector<double> upto;
+  double sum = 0;
+  for (const auto* typical : order) upto.push_back(sum += typical->weight);
+
+  // Draws come from a golden-ratio sequence: even over the mix in each batch, and over all batches together.
+  const std::size_t draws = std::size_t{kDrawsPerGpu} * kind.gpus;
+  std::size_t drawn = 0;
+  for (unsigned b = 0; b < kBatches; ++b) {
+    auto& batch = batches_[b];
+    std::int64_t cpu = 0;
+    std::int64_t memory = 0;
+    for (std::size_t d = 0; d < draws && !order.empty(); ++d) {
+      const double turn = (static_cast<double>(drawn++) + 0.5) * 0.6180339887498949;
+      const double at = (turn - std::floor(turn)) * sum;
+      const auto hit = std::lower_bound(upto.begin(), upto.end(), at) - upto.begin();
+      const auto& task = order[std::min(static_cast<std::size_t>(hit), order.size() - 1)]->task;
+      // Tasks without a GPU would come last and sell nothing; drawing them leaves the fewer draws to the
+      // others.
+      if (!welcome(task, kind)) continue;
+      batch.push_back({.cpu = static_cast<std::int32_t>(task.cpu_milli),
+                       .memory = static_cast<std::int32_t>(task.memory_mib),
+                       .size = static_cast<std::int16_t>(size_of(task, kind)),
+                       .milli = static_cast<std::int16_t>(task.gpu_milli),
+                       .num = static_cast<std::uint16_t>(task.num_gpu)});
+      cpu += task.cpu_milli;
+      memory += task.memory_mib;
+    }
+    // Of one size, any order: the hungriest for CPU first, or last, is measurably worse.
+    Prng(b).shuffle(std::span<Draw>(batch));
+    std::stable_sort(batch.begin(), batch.end(), [](const Draw& x, const Draw& y) {
+      return std::pair(x.num > 1 ? x.num : 0, x.size) > std::pair(y.num > 1 ? y.num : 0, y.size);
+    });
+    most_cpu_ = static_cast<std::int32_t>(
+        std::min<std::int64_t>(std::max<std::int64_t>(most_cpu_, cpu), kMostAmount));
+    most_memory_ = static_cast<std::int32_t>(
+        std::min<std::int64_t>(std::max<std::int64_t>(most_memory_, memory), kMostAmount));
+    auto& from = from_[b];
+    from.resize(kWhole + 1);
+    std::size_t at = batch.size();
+    for (std::int32_t size = 0; size <= kWhole; ++size) {
+      while (at > 0 && batch[at - 1].num == 1 && batch[at - 1].size <= size) --at;
+      from[static_cast<std::size_t>(size)] = static_cast<std::uint16_t>(at);
+    }
+  }
+}
+
+std::int32_t Worth::of(const Left& left) const {
+  std::int32_t sold = 0;
+  const unsigned n = gpus_;
+  if (n == 0 || left.gpus[n - 1] == 0) return 0;
+  for (unsigned b = 0; b < kBatches; ++b) {
+    const auto& batch = batches_[b];
+    const auto& from = from_[b];
+    auto gpus = left.gpus;
+    std::int32_t cpu = left.cpu;
+    std::int32_t memory = left.memory;
+    std::size_t d = gpus[n - 1] == kWhole ? 0 : from[static_cast<std::size_t>(gpus[n - 1])];
+    while (d < batch.size()) {
+      const auto& draw = batch[d];
+      if (draw.num == 1 && draw.size > gpus[n - 1]) {
+        d = from[static_cast<std::size_t>(gpus[n - 1])];
+        if (gpus[n - 1] == 0) break;
+        continue;
+      }
+      ++d;
+      if (cpu < draw.cpu || memory < draw.memory) continue;
+      if (draw.num == 1) {
+        unsigned at = 0;
+        while (gpus[at] < draw.size) ++at;
+        const auto rest = level_[static_cast<std::size_t>(gpus[at] - draw.size)];
+        for (; at > 0 && gpus[at - 1] > rest; --at) gpus[at] = gpus[at - 1];
+        gpus[at] = rest;
+      } else {
+        if (gpus[n - draw.num] < draw.size) continue;
+        // Sets take whole GPUs, the last ones, and leave nothing of them.
+        for (unsigned at = n; at-- > 0;) gpus[at] = at >= draw.num ? gpus[at - draw.num] : std::int16_t{0};
+      }
+      cpu -= draw.cpu;
+      memory -= draw.memory;
+      sold += draw.num * draw.milli;
+    }
+  }
+  return sold;
+}
+
+}  // namespace bulkhead::fraction

@@ -1,0 +1,75 @@
+// What a node is worth: how many GPU milli the fleet may still expect to sell on it. The mix is drawn into a
+// few batches of tasks, each about several times what the node can hold; a batch is filled in with the
+// largest task first, each on the GPU it fits tightest, as CPU, memory and GPUs allow; the worth is the sum
+// over the batches of the milli that found room. So it prices all at once: holes nothing fits in, GPUs
+// without the CPU to use them, and whole nodes kept for sets. It costs a task what it takes from the worth of
+// its node.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/fraction/fraction.hpp"
+
+namespace bulkhead::fraction {
+
+// Batches, and draws for each GPU of the node. Both sit on a plateau: 2-64 batches and 4-25 draws differ by
+// less than the seeds do. Fewer draws would miss the rare large sets.
+inline constexpr unsigned kBatches = 4;
+inline constexpr unsigned kDrawsPerGpu = 6;
+
+// The part of a node's state that its worth depends on. `gpus` ascending, as Kind::level gives them, zeros
+// first.
+struct Left {
+  std::int32_t cpu = 0;
+  std::int32_t memory = 0;
+  std::array<std::int16_t, kMostGpus> gpus = {};
+  friend bool operator==(const Left&, const Left&) = default;
+};
+
+// Nodes that differ only in what is free: same GPU count, model and memory of a GPU.
+struct Kind {
+  unsigned gpus = 0;
+  unsigned model = 0;
+  std::int64_t gpu_memory_mib = 0;
+  friend bool operator==(const Kind&, const Kind&) = default;
+};
+
+// The mix as nodes of one kind see it.
+class Worth {
+ public:
+  struct Draw {
+    std::int32_t cpu = 0;
+    std::int32_t memory = 0;
+    std::int16_t size = 0;   // of each GPU: milli, or the share of its memory if that is more
+    std::int16_t milli = 0;  // of each GPU: what is sold
+    std::uint16_t num = 0;
+  };
+
+  Worth(const Kind& kind, std::span<const Typical> mix);  // every weight above 0
+
+  // Free milli (the scarcer of milli and memory) -> the largest sum of shares of the mix that fits in. Two
+  // GPUs of one level are worth the same in every future, so that states are few.
+  std::int16_t level(std::int32_t milli) const { return level_[static_cast<std::size_t>(milli)]; }
+  // More CPU or memory than the hungriest batch wants is worth no more.
+  std::int32_t most_cpu() const { return most_cpu_; }
+  std::int32_t most_memory() const { return most_memory_; }
+
+  // In the order in which they are tried.
+  std::span<const Draw> batch(unsigned b) const { return batches_[b]; }
+
+  std::int32_t of(const Left& left) const;  // 0 .. kBatches * 16 * kWhole
+
+ private:
+  unsigned gpus_;
+  std::vector<std::int16_t> level_;
+  std::array<std::vector<Draw>, kBatches> batches_;
+  // The first draw of the batch that is no set and whose size is at most the index.
+  std::array<std::vector<std::uint16_t>, kBatches> from_;
+  std::int32_t most_cpu_ = 0;
+  std::int32_t most_memory_ = 0;
+};
+
+}  // namespace bulkhead::fraction
