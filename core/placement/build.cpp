@@ -368,6 +368,19 @@ std::string_view name_of(StepKind kind) {
 
 Engine::Engine(Rules rules) : state_(std::make_unique<State>()) {
   state_->rules = {std::min(rules.batch, Band::warm), std::min(rules.interactive, Band::warm)};
+  // Until somebody says what is typical: an eighth, a quarter, a half and a whole, as often as each other.
+  fraction::Mix mix;
+  for (const std::int32_t milli : {125, 250, 500, whole_gpu}) {
+    fraction::Typical typical;
+    typical.task.num_gpu = 1;
+    typical.task.gpu_milli = milli;
+    typical.weight = 1;
+    mix.push_back(typical);
+  }
+  for (auto& fleet : state_->shares) {
+    const Status set = fleet.set_mix(mix);
+    BH_ASSERT(set.ok());
+  }
 }
 Engine::~Engine() = default;
 Engine::Engine(Engine&&) noexcept = default;

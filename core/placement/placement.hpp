@@ -230,7 +230,8 @@ class Engine {
 
   Result<ModelNo> add_model(Model model);
   Result<HostNo> add_host(Host host);
-  // What typical shares look like, for the rule of fraction::Fleet.
+  // What typical shares look like, for the rule of fraction::Fleet. Until then: an eighth, a quarter, a half and a whole GPU, as
+  // often as each other.
   Status expect(std::span<const fraction::Typical> mix);
 
   // Changes of what there is. Placements stand. not_found: no such thing.
