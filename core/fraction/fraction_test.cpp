@@ -190,7 +190,7 @@ TEST(Fraction, PermutingIdenticalGpusChangesNoFigure) {
     auto fleet = fleet_of(std::vector<Node>(20, node), mix);
     for (NodeId id = 0; id < fleet.size(); ++id) {  // the same loads on each node, on GPUs in another order
       std::array<unsigned, 8> gpus = {0, 1, 2, 3, 4, 5, 6, 7};
-      shuffles.shuffle(std::span(gpus));
+      shuffles.shuffle(std::span<unsigned>(gpus));
       for (unsigned i = 0; i < 6; ++i) {
         const auto task = share(1000, static_cast<std::int32_t>(100 + random.below(900)));
         EXPECT_TRUE(fleet.place(task, {.node = id, .gpus = 1U << gpus[i]}));
