@@ -11,7 +11,7 @@ namespace bulkhead::plot {
 
 namespace {
 
-constexpr double kLeft = 64, kTop = 48;
+constexpr double kLeft = 64, kTop = 58;
 constexpr std::string_view kInk = "#333", kFaint = "#ddd";
 constexpr std::array<std::string_view, 8> kColours = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                                       "#e69f00", "#56b4e9", "#7a5c00", "#666666"};
@@ -104,7 +104,7 @@ void grid(Page& page, const Scale& y, std::string_view unit, std::string_view la
     page.line(kLeft, y.at(value), right, y.at(value), kFaint);
     page.text(kLeft - 8, y.at(value) + 4, y.name(value, unit), "end");
   }
-  page.text(16, kTop - 6, label, "start");
+  page.text(16, kTop - 10, label, "start", "#777");
 }
 
 bool number(const std::pair<double, double>& point) {
@@ -134,6 +134,12 @@ std::vector<std::pair<double, double>> visible(const Curve& curve, const Scale& 
   std::vector<std::pair<double, double>> thin;
   for (std::size_t i = 0; i < kMostPoints; ++i) thin.push_back(out[i * (out.size() - 1) / (kMostPoints - 1)]);
   return thin;
+}
+
+// Wide enough for what stands above and below; letters of a sans-serif font are about this wide.
+double wide_enough(double width, std::string_view title, std::string_view note) {
+  return std::min(1600.0, std::max({width, 32 + 8.0 * static_cast<double>(title.size()),
+                                    32 + 6.8 * static_cast<double>(note.size())}));
 }
 
 std::string left_out(std::size_t drawn, std::size_t all, const std::string& note) {
@@ -168,7 +174,7 @@ std::string draw(const Curves& figure) {
     }
   }
   const Scale y = scale(figure.y, least_y, most_y, bottom, kTop + 4, false);
-  Page page(width, height, figure.title);
+  Page page(wide_enough(width, figure.title, figure.note), height, figure.title);
   grid(page, y, figure.y.unit, figure.y.label, right);
   for (const double value : x.ticks()) {
     page.line(x.at(value), bottom, x.at(value), bottom + 5, kInk);
@@ -236,7 +242,7 @@ std::string draw(const Bars& figure) {
   const double width = right + 48 + 7.5 * static_cast<double>(longest);
   const double height = std::max(440.0, kTop + 80 + 18 * static_cast<double>(count)), bottom = height - 64;
   const Scale y = scale(axis, least, most, bottom, kTop + 4, false);
-  Page page(width, height, figure.title);
+  Page page(wide_enough(width, figure.title, figure.note), height, figure.title);
   grid(page, y, figure.y.unit, figure.y.label, right);
   for (std::size_t g = 0; g < groups; ++g) {
     const double start = kLeft + 12 + group_width * static_cast<double>(g);
