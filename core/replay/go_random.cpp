@@ -96,12 +96,6 @@ std::uint32_t GoRandom::below_scaled(std::uint32_t n) {
   return static_cast<std::uint32_t>(product >> 32U);
 }
 
-double GoRandom::unit() {
-  double drawn = 1;
-  while (drawn == 1) drawn = static_cast<double>(int63()) / 0x1.0p63;
-  return drawn;
-}
-
 std::vector<std::uint32_t> GoRandom::permutation(std::uint32_t size) {
   std::vector<std::uint32_t> out(size);
   for (std::uint32_t i = 0; i < size; ++i) {

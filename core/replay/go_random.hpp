@@ -15,7 +15,6 @@ class GoRandom {
   explicit GoRandom(std::uint64_t seed);
   std::uint64_t int63();
   std::uint32_t below(std::uint32_t n);  // Intn(n); n from 1 to 2^31 - 1
-  double unit();                         // Float64()
 
   // Shuffle()
   template <class T>
