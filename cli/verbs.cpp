@@ -43,8 +43,8 @@ const std::vector<Verb>& verbs() {
        "bulkhead plan -f node.yaml --evict  as if holders might be ended\n"
        "bulkhead plan --what-if '12 x 3g.40gb'                           would they fit, after which moves?\n"
        "bulkhead plan --what-if '2 x 7g.80gb' --inventory a.json b.json  on a fleet, read elsewhere",
-       "0 a plan, or nothing to do, or it fits; 1 refused, or it does not fit, with reasons; 2 could not look "
-       "(whether anything differs: verify)",
+       "0 a plan, or nothing to do, or it fits; 1 refused, or it does not fit, with reasons; 2 could not "
+       "look (whether anything differs: verify)",
        bind_plan},
       {"apply", "Make the host what a node file says, or leave it as it was",
        "bulkhead apply -f node.yaml            shows the plan, asks, carries it out\n"
@@ -77,12 +77,12 @@ const std::vector<Verb>& verbs() {
        "bulkhead share selftest                                             does this driver obey?",
        "0 done; 1 selftest: the driver does not obey; 2 could not; run: those of the program", bind_share},
       {"simulate", "Say what a placement policy would get out of a fleet",
-       "bulkhead simulate --trace pods.csv --nodes-file nodes.csv                  ours, and those it is measured against\n"
-       "bulkhead simulate --trace pods.csv --nodes-file nodes.csv --policy ours,fgd --seeds 1..3 --plot use.svg\n"
-       "bulkhead simulate --trace pods.csv --nodes-file nodes.csv --gpus 10000     the same nodes, repeated\n"
-       "bulkhead simulate --mig h100 --mix all                                     MIG jobs that come and go\n"
-       "bulkhead simulate --mig host --mix 1g.10gb=3,3g.40gb=1 --gpus 16           this host's geometry, a mix of one's own\n"
-       "bulkhead simulate --list                                                   policies, mixes, models",
+       "bulkhead simulate --trace pods.csv --nodes-file nodes.csv                ours and its rivals\n"
+       "bulkhead simulate --trace pods.csv --nodes-file nodes.csv --plot use.svg drawn\n"
+       "bulkhead simulate --trace pods.csv --nodes-file nodes.csv --gpus 10000   the nodes repeated\n"
+       "bulkhead simulate --mig h100 --mix all                                   MIG jobs come and go\n"
+       "bulkhead simulate --mig host --mix 1g.10gb=3,3g.40gb=1 --gpus 16         this host's geometry\n"
+       "bulkhead simulate --list                                                 what can be chosen",
        "0 simulated; 1 stopped before the end, with what was done; 2 could not", bind_simulate},
       {"twin", "Bring up a pretend machine to try everything on",
        "bulkhead twin list                              profiles, and twins that are up\n"
