@@ -170,9 +170,10 @@ Task canonical(Task task) {
 }  // namespace
 
 // How it stays fast: a cost is a function of the shape of the task and the state of the node, and an event
-// changes one node. Each shape keeps the cost on every node (a cell) and the least of each block of cells,
-// and reads from the log which nodes changed since it was last asked. The worth of a state is kept in a memo
-// of fixed size. Nothing is approximated: the answer is that of a scan over all nodes.
+// changes one node. Each shape keeps the cost on every node (a cell), the least of each block of cells, and a
+// list of nodes to look at again before the next answer. A changed node joins the lists of those shapes that
+// may fit there now, or did when last looked at: on a full fleet that is few. The worth of a state is kept in
+// a memo of fixed size. Nothing is approximated: the answer is that of a scan over all nodes.
 struct Fleet::State {
   struct alignas(64) Hot {
     std::int32_t cpu = 0;
@@ -189,11 +190,19 @@ struct Fleet::State {
   struct Shape {
     Task task = {};
     std::uint64_t hash = 0;
-    std::uint64_t seen = 0;  // log positions below are in the cells
     std::uint64_t asked = 0;
     bool all = true;  // nothing is in the cells yet
     std::vector<std::int32_t> cells = {};
     std::vector<std::int32_t> least = {};
+    std::vector<NodeId> stale = {};  // no node twice
+  };
+  // What 64 shapes ask for, for one pass over them.
+  struct Asked {
+    std::array<std::int32_t, 64> cpu, memory, milli, whole;
+    Asked() {
+      cpu.fill(kNever);  // an empty slot fits nowhere
+      memory = milli = whole = {};
+    }
   };
   struct Remembered {
     Left left = {};
@@ -208,14 +217,14 @@ struct Fleet::State {
   std::vector<Node> nodes;
   std::vector<Free> frees;
   std::vector<Hot> hot;
-  std::vector<std::uint64_t> changed;  // position of the node's last entry in the log, plus 1
   std::vector<Kind> kinds;
   std::vector<Worth> worths;  // one for each kind
   std::vector<Remembered> memo = std::vector<Remembered>(kMemo);
   std::vector<Shape> shapes;
-  std::vector<std::uint32_t> table;  // open addressing: shape + 1
-  std::vector<NodeId> log;
-  std::uint64_t log_base = 0;  // position of log[0]
+  std::vector<std::uint32_t> table;   // open addressing: shape + 1
+  std::vector<Asked> asked;           // of shapes 64 w .. 64 w + 63
+  std::vector<std::uint64_t> finite;  // bit s of node n, asked.size() words a node: the cell is not kNever
+  std::vector<std::uint64_t> queued;  // the node is in the stale list
   std::uint64_t asks = 0;
   Mix mix;
   std::int64_t total = 0;
@@ -248,16 +257,38 @@ struct Fleet::State {
     }
   }
 
+  // Bit s: shape 64 w + s may fit on the node (models, NUMA and the memory of GPUs are left to cost()).
+  static std::uint64_t may_fit(const Asked& ask, const Hot& now) {
+    std::array<std::uint8_t, 64> fits;
+    const std::int32_t cpu = now.drained ? -1 : now.cpu;
+    const std::int32_t memory = now.memory;
+    const std::int32_t milli = now.fullest;
+    const std::int32_t whole = now.whole;
+    for (std::size_t i = 0; i < 64; ++i) {
+      fits[i] = static_cast<std::uint8_t>(
+          static_cast<unsigned>(ask.cpu[i] <= cpu) & static_cast<unsigned>(ask.memory[i] <= memory) &
+          static_cast<unsigned>(ask.milli[i] <= milli) & static_cast<unsigned>(ask.whole[i] <= whole));
+    }
+    std::uint64_t bits = 0;
+    for (unsigned i = 0; i < 8; ++i) {  // eight bytes of 0 or 1 to eight bits
+      std::uint64_t word = 0;
+      for (unsigned j = 0; j < 8; ++j) word |= static_cast<std::uint64_t>(fits[8 * i + j]) << (8 * j);
+      bits |= ((word * 0x0102040810204080) >> 56U) << (8 * i);
+    }
+    return bits;
+  }
+
   void note(NodeId id) {
     refresh(id);
-    // Shapes that fell behind by more than a fleet read every node instead.
-    if (log.size() >= 2 * nodes.size() + 1024) {
-      const auto drop = log.size() - nodes.size();
-      log.erase(log.begin(), log.begin() + static_cast<std::ptrdiff_t>(drop));
-      log_base += drop;
+    const auto words = asked.size();
+    for (std::size_t w = 0; w < words; ++w) {
+      auto& waiting = queued[id * words + w];
+      auto fresh = (may_fit(asked[w], hot[id]) | finite[id * words + w]) & ~waiting;
+      waiting |= fresh;
+      for (; fresh != 0; fresh &= fresh - 1) {
+        shapes[64 * w + static_cast<std::size_t>(std::countr_zero(fresh))].stale.push_back(id);
+      }
     }
-    log.push_back(id);
-    changed[id] = log_base + log.size();
   }
 
   std::int32_t worth(std::uint32_t kind, std::int32_t cpu, std::int32_t memory,
@@ -270,7 +301,7 @@ struct Fleet::State {
     std::uint64_t hash = mixed(kind, static_cast<std::uint64_t>(left.cpu) << 32U |
                                          static_cast<std::uint64_t>(static_cast<std::uint32_t>(left.memory)));
     const auto words = std::bit_cast<std::array<std::uint64_t, kMostGpus / 4>>(left.gpus);
-    for (const auto word : words) hash = mixed(hash, word);
+    for (unsigned at = 0; at < n; at += 4) hash = mixed(hash, words[at / 4]);
     auto& remembered = memo[hash % kMemo];
     if (remembered.kind != kind || !(remembered.left == left)) {
       remembered = {.left = left, .kind = kind, .worth = of.of(left)};
@@ -388,30 +419,53 @@ struct Fleet::State {
         return known;
       }
     }
-    const auto most = most_shapes();
-    if (shapes.size() > most) {  // the fleet grew
-      std::stable_sort(shapes.begin(), shapes.end(),
-                       [](const Shape& a, const Shape& b) { return a.asked > b.asked; });
-      shapes.resize(most);
-      index_shapes();
+    auto slot = shapes.size();
+    if (slot < most_shapes()) {
+      shapes.emplace_back();
+      widen();
+    } else {
+      const auto oldest = std::min_element(shapes.begin(), shapes.end(),
+                                           [](const Shape& a, const Shape& b) { return a.asked < b.asked; });
+      slot = static_cast<std::size_t>(oldest - shapes.begin());
     }
-    if (shapes.size() < most) {
-      Shape fresh;
-      fresh.task = task;
-      fresh.hash = hash;
-      fresh.asked = ++asks;
-      shapes.push_back(std::move(fresh));
-      index_shapes();
-      return shapes.back();
-    }
-    auto& oldest = *std::min_element(shapes.begin(), shapes.end(),
-                                     [](const Shape& a, const Shape& b) { return a.asked < b.asked; });
-    oldest.task = task;
-    oldest.hash = hash;
-    oldest.asked = ++asks;
-    oldest.all = true;
+    auto& fresh = shapes[slot];
+    fresh.task = task;
+    fresh.hash = hash;
+    fresh.asked = ++asks;
+    fresh.all = true;
+    auto& ask = asked[slot / 64];
+    ask.cpu[slot % 64] = static_cast<std::int32_t>(task.cpu_milli);
+    ask.memory[slot % 64] = static_cast<std::int32_t>(task.memory_mib);
+    ask.milli[slot % 64] = task.gpu_milli;
+    ask.whole[slot % 64] = task.gpu_milli == kWhole ? static_cast<std::int32_t>(task.num_gpu) : 0;
     index_shapes();
-    return oldest;
+    return fresh;
+  }
+
+  // Room for the bits of every shape.
+  void widen() {
+    const auto words = asked.size();
+    if (shapes.size() <= 64 * words) return;
+    const auto wider = std::max<std::size_t>(2 * words, 1);
+    const auto spread = [&](std::vector<std::uint64_t>& bits) {
+      std::vector<std::uint64_t> wide(nodes.size() * wider, 0);
+      for (std::size_t id = 0; id < nodes.size(); ++id) {
+        for (std::size_t w = 0; w < words; ++w) wide[id * wider + w] = bits[id * words + w];
+      }
+      bits = std::move(wide);
+    };
+    spread(finite);
+    spread(queued);
+    asked.resize(wider);
+  }
+
+  // A fleet that grows is allowed fewer shapes; they come back as they are asked for.
+  void forget_shapes() {
+    shapes.clear();
+    asked.clear();
+    finite.clear();
+    queued.clear();
+    index_shapes();
   }
 
   static std::int32_t least_of(const Shape& shape, std::size_t block) {
@@ -423,12 +477,16 @@ struct Fleet::State {
 
   void set_cell(Shape& shape, NodeId id) {
     const auto now = cost(shape.task, id).cost;
-    auto& cell = shape.cells[id];
-    const auto was = std::exchange(cell, now);
+    const auto slot = static_cast<std::size_t>(&shape - shapes.data());
+    const auto at = id * asked.size() + slot / 64;
+    const auto bit = std::uint64_t{1} << (slot % 64);
+    queued[at] &= ~bit;
+    finite[at] = now == kNever ? finite[at] & ~bit : finite[at] | bit;
+    const auto was = std::exchange(shape.cells[id], now);
     auto& least = shape.least[id / kBlock];
     if (now <= least) {
       least = now;
-    } else if (was == least && was != now) {
+    } else if (was == least) {
       least = least_of(shape, id / kBlock);
     }
   }
@@ -439,20 +497,20 @@ struct Fleet::State {
       shape.cells.resize(blocks * kBlock, kNever);
       shape.least.resize(blocks, kNever);
     }
-    const auto end = log_base + log.size();
-    if (shape.all || shape.seen < log_base || end - shape.seen > nodes.size()) {
-      const auto since = shape.all ? 0 : shape.seen;
-      for (NodeId id = 0; id < nodes.size(); ++id) {
-        if (changed[id] > since) set_cell(shape, id);
-      }
+    if (shape.all) {
+      for (NodeId id = 0; id < nodes.size(); ++id) set_cell(shape, id);
     } else {
-      for (auto at = shape.seen; at < end; ++at) {
-        const auto id = log[at - log_base];
-        if (changed[id] == at + 1) set_cell(shape, id);  // otherwise it changed again, later in the log
+      for (std::size_t i = 0; i < shape.stale.size(); ++i) {
+        if (i + 4 < shape.stale.size()) {
+          const auto ahead = shape.stale[i + 4];
+          __builtin_prefetch(&hot[ahead]);
+          __builtin_prefetch(&frees[ahead]);
+        }
+        set_cell(shape, shape.stale[i]);
       }
     }
+    shape.stale.clear();
     shape.all = false;
-    shape.seen = end;
   }
 
   void new_mix() {
@@ -508,7 +566,9 @@ Result<NodeId> Fleet::add_node(const Node& node) {
   hot.model = static_cast<std::uint8_t>(node.model);
   hot.kind = static_cast<std::uint16_t>(known - state_->kinds.begin());
   state_->hot.push_back(hot);
-  state_->changed.push_back(0);
+  state_->finite.resize(state_->finite.size() + state_->asked.size(), 0);
+  state_->queued.resize(state_->queued.size() + state_->asked.size(), 0);
+  if (state_->shapes.size() > state_->most_shapes()) state_->forget_shapes();
   state_->note(id);
   state_->total += static_cast<std::int64_t>(node.gpus) * kWhole;
   return id;
