@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "base/prng.hpp"
 #include "core/replay/policy.hpp"
@@ -59,6 +60,7 @@ class Baseline final : public Placer {
     std::vector<Score> scores;         // by node, kNoFit beyond the last
     std::vector<Score> tops;           // by block
     std::vector<std::uint8_t> counts;  // by block: nodes that fit; of the random policy only
+    std::uint64_t fitting = 0;         // the sum of those
     std::uint64_t seen = 0;            // the cluster's clock
   };
 
@@ -71,13 +73,9 @@ class Baseline final : public Placer {
       fill(table, shapes_[shape]);
       if (keeps) kept_ += cluster_.size();
     } else {
-      dirty_.clear();
       for (auto n = cluster_.latest(); n != cluster_.none() && cluster_.changed(n) > table.seen;
-           n = cluster_.older(n)) {
-        table.scores[n] = score(n, shapes_[shape]);
-        dirty_.push_back(static_cast<std::uint32_t>(n / kBlock));
-      }
-      for (const std::uint32_t block : dirty_) sum_up(table, block);
+           n = cluster_.older(n))
+        renew(table, n, score(n, shapes_[shape]));
     }
     table.seen = cluster_.now();
     return table;
@@ -85,29 +83,34 @@ class Baseline final : public Placer {
 
   void fill(Table& table, const Shape& shape) {
     table.scores.assign(blocks_ * kBlock, kNoFit);
-    table.tops.resize(blocks_);
-    if (policy_ == Policy::random) table.counts.resize(blocks_);
+    table.tops.assign(blocks_, kNoFit);
+    table.counts.assign(policy_ == Policy::random ? blocks_ : 0, 0);
+    table.fitting = 0;
     std::fill(of_class_.begin(), of_class_.end(), std::nullopt);
     for (std::uint32_t n = 0; n < cluster_.size(); ++n) {
       if (cluster_.changed(n) != 0) {
-        table.scores[n] = score(n, shape);
+        renew(table, n, score(n, shape));
         continue;
       }
       std::optional<Score>& same = of_class_[cluster_.class_of(n)];
       if (!same) same = score(n, shape);
-      table.scores[n] = *same;
+      renew(table, n, *same);
     }
-    for (std::size_t block = 0; block < blocks_; ++block) sum_up(table, block);
   }
 
-  void sum_up(Table& table, std::size_t block) const {
-    const Score* scores = table.scores.data() + block * kBlock;
-    Score top = kNoFit;
-    for (std::size_t i = 0; i < kBlock; ++i) top = std::max(top, scores[i]);
-    table.tops[block] = top;
-    if (table.counts.empty()) return;
-    table.counts[block] = static_cast<std::uint8_t>(
-        std::count_if(scores, scores + kBlock, [](Score s) { return s != kNoFit; }));
+  void renew(Table& table, std::uint32_t node, Score now) const {
+    const std::size_t block = node / kBlock;
+    const Score old = std::exchange(table.scores[node], now);
+    if (policy_ == Policy::random) {
+      const int more = (now != kNoFit ? 1 : 0) - (old != kNoFit ? 1 : 0);
+      table.counts[block] = static_cast<std::uint8_t>(table.counts[block] + more);
+      table.fitting += static_cast<std::uint64_t>(more);
+    } else if (now >= table.tops[block]) {
+      table.tops[block] = now;
+    } else if (old == table.tops[block]) {
+      const auto first = table.scores.begin() + static_cast<std::ptrdiff_t>(block * kBlock);
+      table.tops[block] = *std::max_element(first, first + kBlock);
+    }
   }
 
   std::optional<std::uint32_t> best(const Table& table) const {
@@ -122,10 +125,8 @@ class Baseline final : public Placer {
   }
 
   std::optional<std::uint32_t> any(const Table& table) {
-    std::uint64_t fitting = 0;
-    for (const std::uint8_t count : table.counts) fitting += count;
-    if (fitting == 0) return std::nullopt;
-    std::uint64_t skip = random_.below(fitting);
+    if (table.fitting == 0) return std::nullopt;
+    std::uint64_t skip = random_.below(table.fitting);
     std::size_t block = 0;
     for (; skip >= table.counts[block]; ++block) skip -= table.counts[block];
     std::size_t node = block * kBlock;
@@ -286,7 +287,6 @@ class Baseline final : public Placer {
   Table spare_;
   std::size_t kept_ = 0;
   std::vector<std::optional<Score>> of_class_;
-  std::vector<std::uint32_t> dirty_;
   std::vector<std::array<std::uint32_t, kMostGpusPerNode + 1>>
       kinds_;                                      // pods by kind_of(), of clustering only
   std::vector<std::uint64_t> usable_, usable_at_;  // of FGD only: at the node's latest change
