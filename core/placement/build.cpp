@@ -98,7 +98,8 @@ Result<HostNo> Engine::State::add_host(Host host) {
   if (host.name.empty() || host.name.size() > most_text)
     return invalid(fmt::format("a host's name of {} bytes, not 1 to {}", host.name.size(), most_text));
   if (host_names.contains(host.name)) return in(invalid("there is one of this name"));
-  if (hosts.size() >= most_hosts) return in(Error(Errc::no_capacity, fmt::format("more than {} hosts", most_hosts)));
+  if (hosts.size() >= most_hosts)
+    return in(Error(Errc::no_capacity, fmt::format("more than {} hosts", most_hosts)));
   if (host.cpu_milli < 0 || host.cpu_milli > fraction::kMostAmount)
     return in(invalid(fmt::format("{} milli of CPU", host.cpu_milli)));
   if (host.memory_mib < 0 || host.memory_mib > fraction::kMostAmount)
@@ -106,10 +107,12 @@ Result<HostNo> Engine::State::add_host(Host host) {
   if (auto texts = check_texts("taints", host.taints); !texts.ok()) return in(texts.error());
   if (auto texts = check_texts("labels", host.labels); !texts.ok()) return in(texts.error());
   const std::size_t count = host.gpus.size();
-  if (count > most_gpus_of_host) return in(invalid(fmt::format("{} GPUs, more than {}", count, most_gpus_of_host)));
+  if (count > most_gpus_of_host)
+    return in(invalid(fmt::format("{} GPUs, more than {}", count, most_gpus_of_host)));
   if (!host.nvlink.empty()) {
     if (host.nvlink.size() != count * count)
-      return in(invalid(fmt::format("an NVLink matrix of {} entries for {} GPUs", host.nvlink.size(), count)));
+      return in(
+          invalid(fmt::format("an NVLink matrix of {} entries for {} GPUs", host.nvlink.size(), count)));
     for (std::size_t a = 0; a < count; ++a) {
       for (std::size_t b = 0; b < a; ++b) {
         if (host.nvlink[a * count + b] != host.nvlink[b * count + a])
@@ -138,13 +141,15 @@ Result<HostNo> Engine::State::add_host(Host host) {
       if (!place || (bits >> *place & 1U) != 0)
         return wrong(fmt::format("an instance of profile {} at {}", instance.profile, instance.start));
       bits |= std::uint64_t{1} << *place;
-      present[at].push_back({static_cast<std::uint8_t>(*profile), static_cast<std::uint8_t>(instance.start), no_slot});
+      present[at].push_back(
+          {static_cast<std::uint8_t>(*profile), static_cast<std::uint8_t>(instance.start), no_slot});
     }
     if (bits != 0 && !tables->find(bits)) return wrong("its instances cannot lie side by side");
     std::sort(present[at].begin(), present[at].end());
   }
   if (taint_sets.size() >= taint_set_limit)
-    return in(Error(Errc::no_capacity, fmt::format("more than {} different sets of taints", taint_set_limit)));
+    return in(
+        Error(Errc::no_capacity, fmt::format("more than {} different sets of taints", taint_set_limit)));
   HostState state;
   state.taints = taint_set(host.taints);
   // Everything that may still say no comes before the first change that shows.
@@ -158,7 +163,8 @@ Result<HostNo> Engine::State::add_host(Host host) {
   }
   for (const auto& fleet : shares) {
     if (fleet.size() + new_nodes > fraction::kMostNodes)
-      return in(Error(Errc::no_capacity, fmt::format("more than {} nodes with shares", fraction::kMostNodes)));
+      return in(
+          Error(Errc::no_capacity, fmt::format("more than {} nodes with shares", fraction::kMostNodes)));
   }
 
   const auto number = static_cast<HostNo>(hosts.size());
@@ -176,7 +182,8 @@ Result<HostNo> Engine::State::add_host(Host host) {
     shape.numa.push_back(static_cast<std::uint8_t>(gpu.numa));
     if (gpu.pool == Pool::dynamic) shape.dynamic |= 1U << at;
     if (gpu.pool != Pool::exclusive && gpu.pool != Pool::passthrough && gpu.pool != Pool::dynamic) continue;
-    if (std::none_of(state.units.begin(), state.units.end(), [&](const Unit& u) { return u.model == gpu.model; }))
+    if (std::none_of(state.units.begin(), state.units.end(),
+                     [&](const Unit& u) { return u.model == gpu.model; }))
       state.units.push_back({gpu.model, {}});
   }
   // Fields that no table reads would keep equal hosts apart.
@@ -210,8 +217,8 @@ Result<HostNo> Engine::State::add_host(Host host) {
     gpu_names.emplace(g.uuid, static_cast<GpuNo>(gpus.size()));
     gpus.push_back(std::move(g));
   }
-  // Nodes of shares: the host's GPUs of one model and pool. Each carries the host's whole CPU and memory; what is taken on
-  // the host is taken on all of them.
+  // Nodes of shares: the host's GPUs of one model and pool. Each carries the host's whole CPU and memory;
+  // what is taken on the host is taken on all of them.
   for (std::size_t which = 0; which < shares.size(); ++which) {
     const Pool pool = which == 0 ? Pool::share : Pool::dynamic;
     for (std::size_t at = 0; at < count; ++at) {
@@ -294,7 +301,8 @@ void Engine::State::sync_units(HostNo host) {
       std::array<std::uint16_t, 2> free = {};
       for (std::uint32_t at = 0; at < its.gpus; ++at) {
         const GpuState& gpu = gpus[its.first + at];
-        if (gpu.model != unit.model || gpu.use != Use::none || !serves_whole(gpu.pool, cls) || !open(gpu)) continue;
+        if (gpu.model != unit.model || gpu.use != Use::none || !serves_whole(gpu.pool, cls) || !open(gpu))
+          continue;
         const auto bit = static_cast<std::uint16_t>(1U << at);
         free[1] = static_cast<std::uint16_t>(free[1] | bit);
         if (gpu.band == Band::cool) free[0] = static_cast<std::uint16_t>(free[0] | bit);
@@ -315,53 +323,77 @@ void Engine::State::sync_units(HostNo host) {
   }
 }
 
-// ---- the engine's own ----------------------------------------------------------------------------------------
+// ---- the engine's own
+// ----------------------------------------------------------------------------------------
 
 std::string_view name_of(Class cls) {
   switch (cls) {
-    case Class::mig: return "mig";
-    case Class::share: return "share";
-    case Class::exclusive: return "exclusive";
-    case Class::passthrough: return "passthrough";
+    case Class::mig:
+      return "mig";
+    case Class::share:
+      return "share";
+    case Class::exclusive:
+      return "exclusive";
+    case Class::passthrough:
+      return "passthrough";
   }
   return "?";
 }
 std::string_view name_of(Pool pool) {
   switch (pool) {
-    case Pool::closed: return "closed";
-    case Pool::mig: return "mig";
-    case Pool::share: return "share";
-    case Pool::exclusive: return "exclusive";
-    case Pool::passthrough: return "passthrough";
-    case Pool::dynamic: return "dynamic";
+    case Pool::closed:
+      return "closed";
+    case Pool::mig:
+      return "mig";
+    case Pool::share:
+      return "share";
+    case Pool::exclusive:
+      return "exclusive";
+    case Pool::passthrough:
+      return "passthrough";
+    case Pool::dynamic:
+      return "dynamic";
   }
   return "?";
 }
 std::string_view name_of(Band band) {
   switch (band) {
-    case Band::cool: return "cool";
-    case Band::warm: return "warm";
-    case Band::hot: return "hot";
+    case Band::cool:
+      return "cool";
+    case Band::warm:
+      return "warm";
+    case Band::hot:
+      return "hot";
   }
   return "?";
 }
 std::string_view name_of(Topology topology) {
   switch (topology) {
-    case Topology::any: return "any";
-    case Topology::same_gpu: return "same-gpu";
-    case Topology::same_numa: return "same-numa";
-    case Topology::same_node: return "same-node";
-    case Topology::spread_gpus: return "spread-gpus";
-    case Topology::spread_hosts: return "spread-hosts";
+    case Topology::any:
+      return "any";
+    case Topology::same_gpu:
+      return "same-gpu";
+    case Topology::same_numa:
+      return "same-numa";
+    case Topology::same_node:
+      return "same-node";
+    case Topology::spread_gpus:
+      return "spread-gpus";
+    case Topology::spread_hosts:
+      return "spread-hosts";
   }
   return "?";
 }
 std::string_view name_of(StepKind kind) {
   switch (kind) {
-    case StepKind::destroy_instance: return "destroy instance";
-    case StepKind::disable_mig: return "disable MIG";
-    case StepKind::enable_mig: return "enable MIG";
-    case StepKind::create_instance: return "create instance";
+    case StepKind::destroy_instance:
+      return "destroy instance";
+    case StepKind::disable_mig:
+      return "disable MIG";
+    case StepKind::enable_mig:
+      return "enable MIG";
+    case StepKind::create_instance:
+      return "create instance";
   }
   return "?";
 }
@@ -490,9 +522,11 @@ Status Engine::set_instances(GpuNo gpu, std::vector<Instance> instances, bool mi
     const auto profile = tables->profile_of_id(instance.profile);
     const auto place = profile ? tables->place_of(*profile, instance.start) : std::nullopt;
     if (!place || (bits >> *place & 1U) != 0)
-      return in(Errc::invalid, fmt::format("an instance of profile {} at {}", instance.profile, instance.start));
+      return in(Errc::invalid,
+                fmt::format("an instance of profile {} at {}", instance.profile, instance.start));
     bits |= std::uint64_t{1} << *place;
-    present.push_back({static_cast<std::uint8_t>(*profile), static_cast<std::uint8_t>(instance.start), no_slot});
+    present.push_back(
+        {static_cast<std::uint8_t>(*profile), static_cast<std::uint8_t>(instance.start), no_slot});
   }
   if (bits != 0 && !tables->find(bits)) return in(Errc::invalid, "its instances cannot lie side by side");
   for (const Present& old : its.present) {

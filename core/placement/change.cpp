@@ -17,27 +17,35 @@ constexpr unsigned slot_bits = 32;
 
 Use use_of(Class cls) {
   switch (cls) {
-    case Class::mig: return Use::mig;
-    case Class::share: return Use::share;
+    case Class::mig:
+      return Use::mig;
+    case Class::share:
+      return Use::share;
     case Class::exclusive:
-    case Class::passthrough: return Use::whole;
+    case Class::passthrough:
+      return Use::whole;
   }
   return Use::none;
 }
 
 bool pool_serves(Pool pool, Class cls) {
   switch (cls) {
-    case Class::mig: return pool == Pool::mig || pool == Pool::dynamic;
-    case Class::share: return pool == Pool::share || pool == Pool::dynamic;
-    case Class::exclusive: return pool == Pool::exclusive || pool == Pool::dynamic;
-    case Class::passthrough: return pool == Pool::passthrough || pool == Pool::dynamic;
+    case Class::mig:
+      return pool == Pool::mig || pool == Pool::dynamic;
+    case Class::share:
+      return pool == Pool::share || pool == Pool::dynamic;
+    case Class::exclusive:
+      return pool == Pool::exclusive || pool == Pool::dynamic;
+    case Class::passthrough:
+      return pool == Pool::passthrough || pool == Pool::dynamic;
   }
   return false;
 }
 
 }  // namespace
 
-// ---- journal -------------------------------------------------------------------------------------------------
+// ---- journal
+// -------------------------------------------------------------------------------------------------
 
 void Engine::State::begin(Undone::Kind kind, std::uint32_t slot) {
   writing = nullptr;
@@ -68,7 +76,8 @@ grid::Fleet::Undo::Step Engine::State::grid_position(GpuNo no) const {
   const grid::GpuId id = gpus[no].grid;
   grid::Fleet::Undo::Step step{id, grid::no_gpu, grid.set_of(id)};
   if (grid.drained(id)) return step;
-  for (grid::GpuId at = grid.first(grid.class_of(id), step.set); at != id && at != grid::no_gpu; at = grid.after(at))
+  for (grid::GpuId at = grid.first(grid.class_of(id), step.set); at != id && at != grid::no_gpu;
+       at = grid.after(at))
     step.prev = at;
   return step;
 }
@@ -120,7 +129,7 @@ void Engine::State::rollback() {
     const auto parts = [&] { return static_cast<std::uint32_t>(record.it.parts.size()); };
     switch (entry.kind) {
       case Undone::Kind::committed:
-        count_terms(record, -1);
+        count_terms(entry.slot, -1);
         for (std::uint32_t p = parts(); p-- > 0;) take_part(entry.slot, p);
         break;
       case Undone::Kind::released:
@@ -128,17 +137,17 @@ void Engine::State::rollback() {
         record.live = true;
         read_terms(record);
         for (std::uint32_t p = 0; p < parts(); ++p) put_part(entry.slot, p);
-        count_terms(record, 1);
+        count_terms(entry.slot, 1);
         break;
       case Undone::Kind::moved:
-        count_terms(record, -1);
+        count_terms(entry.slot, -1);
         for (std::uint32_t p = 0; p < parts(); ++p) {
           if (record.it.parts[p] == entry.was.parts[p]) continue;
           take_part(entry.slot, p);
           record.it.parts[p] = entry.was.parts[p];
           put_part(entry.slot, p);
         }
-        count_terms(record, 1);
+        count_terms(entry.slot, 1);
         break;
     }
     for (std::size_t at = entry.grid.size(); at-- > 0;) {
@@ -158,7 +167,8 @@ void Engine::State::rollback() {
       gpu.parts = std::move(saved.parts);
       list_idle(saved.gpu, listed);
     }
-    for (std::size_t at = entry.stamps.size(); at-- > 0;) hosts[entry.stamps[at].first].stamp = entry.stamps[at].second;
+    for (std::size_t at = entry.stamps.size(); at-- > 0;)
+      hosts[entry.stamps[at].first].stamp = entry.stamps[at].second;
     if (entry.kind == Undone::Kind::committed) {
       record.live = false;
       record.it = {};
@@ -166,6 +176,7 @@ void Engine::State::rollback() {
       record.next_generation = entry.next_generation;
       if (entry.slot_at == not_listed) {
         records.pop_back();  // it was new, and what came later is gone
+        terms.resize(records.size());
       } else {
         free_slots.insert(free_slots.begin() + static_cast<std::ptrdiff_t>(entry.slot_at), entry.slot);
       }
@@ -180,7 +191,8 @@ void Engine::State::rollback() {
   taking_back = false;
 }
 
-// ---- parts -----------------------------------------------------------------------------------------------------
+// ---- parts
+// -----------------------------------------------------------------------------------------------------
 
 void Engine::State::host_resources(HostNo host, std::int64_t cpu, std::int64_t memory, bool take) {
   if (cpu == 0 && memory == 0) return;
@@ -228,12 +240,11 @@ void Engine::State::used(GpuNo no, Use use) {
   sync_units(gpu.host);
 }
 
-void Engine::State::prepare(const GpuState& gpu, Class cls, Part& part, std::uint32_t slot, std::vector<Present>& present,
-                            bool& mig_on, std::vector<Step>* steps) const {
+void Engine::State::prepare(const GpuState& gpu, Class cls, Part& part, std::uint32_t slot,
+                            std::vector<Present>& present, bool& mig_on, std::vector<Step>* steps) const {
   const auto no = static_cast<GpuNo>(hosts[gpu.host].first + gpu.index);
   const auto say = [&](StepKind kind, unsigned profile, unsigned start) {
-    if (steps != nullptr)
-      steps->push_back({kind, no, profile, start});
+    if (steps != nullptr) steps->push_back({kind, no, profile, start});
   };
   part.cut = false;
   if (cls != Class::mig) {
@@ -264,13 +275,15 @@ void Engine::State::prepare(const GpuState& gpu, Class cls, Part& part, std::uin
   // What lies where it goes, then, one by one, what takes engines or slices that it needs.
   for (std::size_t at = present.size(); at-- > 0;) {
     const unsigned other = *tables.place_of(present[at].profile, present[at].start);
-    if (present[at].slot == no_slot && (tables.places()[other].mask & tables.places()[place].mask) != 0) gone(at);
+    if (present[at].slot == no_slot && (tables.places()[other].mask & tables.places()[place].mask) != 0)
+      gone(at);
   }
   while (true) {
     std::uint64_t bits = std::uint64_t{1} << place;
     for (const Present& it : present) bits |= std::uint64_t{1} << *tables.place_of(it.profile, it.start);
     if (tables.find(bits)) break;
-    const auto next = std::find_if(present.begin(), present.end(), [](const Present& it) { return it.slot == no_slot; });
+    const auto next =
+        std::find_if(present.begin(), present.end(), [](const Present& it) { return it.slot == no_slot; });
     if (next == present.end()) break;
     gone(static_cast<std::size_t>(next - present.begin()));
   }
@@ -286,6 +299,16 @@ std::vector<Step> Engine::State::steps_for(Class cls, std::span<Part> parts) con
       parts[0].cut = false;
       return steps;
     }
+    // Nothing idle in the way, the usual case: no need to play it through.
+    if (cls == Class::mig && std::none_of(gpu.present.begin(), gpu.present.end(),
+                                          [](const Present& it) { return it.slot == no_slot; })) {
+      parts[0].cut = true;
+      steps.reserve(gpu.mig_on ? 1 : 2);
+      if (!gpu.mig_on) steps.push_back({StepKind::enable_mig, parts[0].gpu, 0, 0});
+      steps.push_back({StepKind::create_instance, parts[0].gpu, parts[0].profile, parts[0].start});
+      return steps;
+    }
+    if (cls != Class::mig && gpu.present.empty() && !gpu.mig_on) return steps;
     std::vector<Present> present = gpu.present;
     bool mig_on = gpu.mig_on;
     prepare(gpu, cls, parts[0], 0, present, mig_on, &steps);
@@ -341,7 +364,8 @@ void Engine::State::put_part(std::uint32_t slot, std::uint32_t at) {
       break;
     }
     case Class::exclusive:
-    case Class::passthrough: break;
+    case Class::passthrough:
+      break;
   }
   used(part.gpu, use_of(request.cls));
 }
@@ -383,15 +407,17 @@ void Engine::State::take_part(std::uint32_t slot, std::uint32_t at) {
       break;
     }
     case Class::exclusive:
-    case Class::passthrough: break;
+    case Class::passthrough:
+      break;
   }
   if (gpu.parts.empty()) used(part.gpu, Use::none);
 }
 
-// ---- placements --------------------------------------------------------------------------------------------------
+// ---- placements
+// --------------------------------------------------------------------------------------------------
 
-std::optional<std::string> Engine::State::misfit(const Request& request, ModelNo model, std::span<const Part> parts,
-                                                 bool adopt) const {
+std::optional<std::string> Engine::State::misfit(const Request& request, ModelNo model,
+                                                 std::span<const Part> parts, bool adopt) const {
   struct Over {
     GpuNo gpu = 0;
     grid::SetId held = 0;
@@ -417,7 +443,8 @@ std::optional<std::string> Engine::State::misfit(const Request& request, ModelNo
     if (gpu.use != Use::none && gpu.use != use_of(request.cls)) return no("serves another class now");
     auto at = std::find_if(over.begin(), over.end(), [&](const Over& o) { return o.gpu == part.gpu; });
     if (at == over.end())
-      at = over.insert(over.end(), {part.gpu, gpu.held, 0, gpu.free_milli, gpu.free_memory, gpu.use == Use::none});
+      at = over.insert(over.end(),
+                       {part.gpu, gpu.held, 0, gpu.free_milli, gpu.free_memory, gpu.use == Use::none});
     switch (request.cls) {
       case Class::mig: {
         const auto& tables = models[model].tables;
@@ -431,7 +458,8 @@ std::optional<std::string> Engine::State::misfit(const Request& request, ModelNo
           if ((at->taken >> *place & 1U) != 0) return no("the instance is asked for twice");
           if (its == gpu.present.end()) {
             std::uint64_t bits = at->taken | std::uint64_t{1} << *place;
-            for (const Present& it : gpu.present) bits |= std::uint64_t{1} << *tables->place_of(it.profile, it.start);
+            for (const Present& it : gpu.present)
+              bits |= std::uint64_t{1} << *tables->place_of(it.profile, it.start);
             if (!adopt || tables->next(at->held, *place) == grid::no_set || !tables->find(bits))
               return no("the instance is not there or not idle");
           }
@@ -459,7 +487,8 @@ std::optional<std::string> Engine::State::misfit(const Request& request, ModelNo
         break;
     }
     if (!room) continue;
-    auto host = std::find_if(on_host.begin(), on_host.end(), [&](const auto& h) { return h.first == gpu.host; });
+    auto host =
+        std::find_if(on_host.begin(), on_host.end(), [&](const auto& h) { return h.first == gpu.host; });
     if (host == on_host.end()) host = on_host.insert(on_host.end(), {gpu.host, 0});
     ++host->second;
     if (host->second * request.cpu_milli > hosts[gpu.host].cpu ||
@@ -479,7 +508,18 @@ void Engine::State::read_terms(Record& record) {
   record.guards = request.alone != Alone::no || !record.avoid_gpu.empty() || !record.avoid_host.empty();
 }
 
-void Engine::State::count_terms(const Record& record, int sign) {
+void Engine::State::count_terms(std::uint32_t slot, int sign) {
+  const Record& record = records[slot];
+  const Request& request = record.it.request;
+  terms.resize(records.size());
+  terms[slot] = {request.ends.value_or(0),
+                 request.price * record.it.parts.size(),
+                 record.it.parts.front().host,
+                 request.priority,
+                 sign > 0,
+                 request.movable,
+                 request.ends.has_value(),
+                 record.it.parts.size() > 1};
   const auto add = [&](auto& count, std::size_t by) {
     if (sign > 0) {
       count = static_cast<std::remove_reference_t<decltype(count)>>(count + by);
@@ -487,8 +527,8 @@ void Engine::State::count_terms(const Record& record, int sign) {
       count = static_cast<std::remove_reference_t<decltype(count)>>(count - by);
     }
   };
-  if (record.it.request.movable) add(movables, 1);
-  if (record.it.request.ends) add(enders, 1);
+  if (request.movable) add(movables, 1);
+  if (request.ends) add(enders, 1);
   if (!record.guards) return;
   add(guards, record.it.parts.size());
   for (const Part& part : record.it.parts) add(hosts[part.host].guards, 1);
@@ -513,9 +553,12 @@ Result<PlacementId> Engine::State::enter(Placement placement, bool adopt) {
       case Class::mig:
         part.size = models[gpu.model].given.geometry.by_id(part.profile)->size;
         break;
-      case Class::share: break;
+      case Class::share:
+        break;
       case Class::exclusive:
-      case Class::passthrough: part.milli = whole_gpu; break;
+      case Class::passthrough:
+        part.milli = whole_gpu;
+        break;
     }
   }
   std::uint32_t slot = no_slot;
@@ -526,7 +569,8 @@ Result<PlacementId> Engine::State::enter(Placement placement, bool adopt) {
     generation = static_cast<std::uint32_t>(placement.id >> slot_bits);
     if (its >= records.size() || generation == 0 || generation >= records[its].next_generation)
       return Error(Errc::invalid, fmt::format("placement {} never was", placement.id));
-    if (records[its].live) return Error(Errc::conflict, fmt::format("the id of placement {} is in use", placement.id));
+    if (records[its].live)
+      return Error(Errc::conflict, fmt::format("the id of placement {} is in use", placement.id));
     slot = static_cast<std::uint32_t>(its);
     const auto at = std::find(free_slots.begin(), free_slots.end(), slot);
     BH_ASSERT(at != free_slots.end());
@@ -558,7 +602,7 @@ Result<PlacementId> Engine::State::enter(Placement placement, bool adopt) {
     touch(record.it.parts[at].host);
     put_part(slot, at);
   }
-  count_terms(record, 1);
+  count_terms(slot, 1);
   writing = nullptr;
   return record.it.id;
 }
@@ -569,7 +613,7 @@ Result<Placement> Engine::State::release(PlacementId id) {
   Record& record = records[*slot];
   begin(Undone::Kind::released, *slot);
   if (writing != nullptr) writing->was = record.it;
-  count_terms(record, -1);
+  count_terms(*slot, -1);
   for (auto at = static_cast<std::uint32_t>(record.it.parts.size()); at-- > 0;) {
     touch(record.it.parts[at].host);
     take_part(*slot, at);
@@ -594,7 +638,7 @@ Status Engine::State::move(const Move& move) {
   begin(Undone::Kind::moved, *slot);
   writing->was = record.it;
   touch(record.it.parts[part].host);
-  count_terms(record, -1);
+  count_terms(*slot, -1);
   take_part(*slot, part);
   Part to = move.to;
   const Part from = record.it.parts[part];
@@ -612,7 +656,7 @@ Status Engine::State::move(const Move& move) {
     touch(to.host);
   }
   put_part(*slot, part);
-  count_terms(record, 1);
+  count_terms(*slot, 1);
   writing = nullptr;
   if (wrong) {
     // Rolling back sees a part that is where it was: it only puts the order right.
@@ -629,25 +673,28 @@ Status Engine::State::set_terms(PlacementId id, bool movable, std::uint64_t pric
   const auto slot = slot_of(id);
   if (!slot) return Error(Errc::not_found, fmt::format("there is no placement {}", id));
   Record& record = records[*slot];
-  count_terms(record, -1);
+  count_terms(*slot, -1);
   Request& request = record.it.request;
   request.movable = movable;
   request.price = price;
   request.priority = priority;
   request.ends = ends;
-  count_terms(record, 1);
+  count_terms(*slot, 1);
   return ok_status();
 }
 
-// ---- the engine's own ----------------------------------------------------------------------------------------------
+// ---- the engine's own
+// ----------------------------------------------------------------------------------------------
 
 Result<PlacementId> Engine::commit(const Request& request, const Choice& choice) {
-  if (choice.seen.size() != choice.parts.size()) return Error(Errc::invalid, "a choice that find did not make");
+  if (choice.seen.size() != choice.parts.size())
+    return Error(Errc::invalid, "a choice that find did not make");
   for (std::size_t at = 0; at < choice.parts.size(); ++at) {
     const HostNo host = choice.parts[at].host;
     if (host >= state_->hosts.size()) return Error(Errc::invalid, fmt::format("there is no host {}", host));
     if (state_->hosts[host].stamp != choice.seen[at])
-      return Error(Errc::conflict, fmt::format("host {} changed since this was chosen", state_->hosts[host].given.name),
+      return Error(Errc::conflict,
+                   fmt::format("host {} changed since this was chosen", state_->hosts[host].given.name),
                    "choose again");
   }
   return state_->enter({no_placement, request, choice.model, choice.parts}, false);

@@ -1,5 +1,5 @@
-// Where a request goes. One model at a time; within it the indexes name the first place in the order, and constraints that
-// no index knows are asked of that place alone, and of others only when it fails.
+// Where a request goes. One model at a time; within it the indexes name the first place in the order, and
+// constraints that no index knows are asked of that place alone, and of others only when it fails.
 #include <algorithm>
 #include <bit>
 #include <limits>
@@ -21,17 +21,22 @@ bool whole_class(Class cls) { return cls == Class::exclusive || cls == Class::pa
 bool serves(Pool pool, Class cls) {
   if (pool == Pool::dynamic) return true;
   switch (cls) {
-    case Class::mig: return pool == Pool::mig;
-    case Class::share: return pool == Pool::share;
-    case Class::exclusive: return pool == Pool::exclusive;
-    case Class::passthrough: return pool == Pool::passthrough;
+    case Class::mig:
+      return pool == Pool::mig;
+    case Class::share:
+      return pool == Pool::share;
+    case Class::exclusive:
+      return pool == Pool::exclusive;
+    case Class::passthrough:
+      return pool == Pool::passthrough;
   }
   return false;
 }
 
 }  // namespace
 
-// ---- draft -------------------------------------------------------------------------------------------------------
+// ---- draft
+// -------------------------------------------------------------------------------------------------------
 
 Draft::~Draft() {
   for (std::size_t at = parts_.size(); at-- > 0;) {
@@ -46,7 +51,8 @@ Draft::~Draft() {
     task.num_gpu = 1;
     task.gpu_milli = part.milli;
     task.gpu_memory_mib = part.memory_mib;
-    const bool done = state_.shares[gpu.pool == Pool::dynamic ? 1 : 0].remove(task, {gpu.node, 1U << gpu.bit});
+    const bool done =
+        state_.shares[gpu.pool == Pool::dynamic ? 1 : 0].remove(task, {gpu.node, 1U << gpu.bit});
     BH_ASSERT(done);
   }
 }
@@ -72,22 +78,26 @@ void Draft::add(const Ask& ask, const Part& part) {
 }
 
 bool Draft::has(GpuNo gpu, unsigned start) const {
-  return std::any_of(parts_.begin(), parts_.end(), [&](const Part& p) { return p.gpu == gpu && p.start == start; });
+  return std::any_of(parts_.begin(), parts_.end(),
+                     [&](const Part& p) { return p.gpu == gpu && p.start == start; });
 }
 unsigned Draft::on_host(HostNo host) const {
   return static_cast<unsigned>(
       std::count_if(parts_.begin(), parts_.end(), [&](const Part& p) { return p.host == host; }));
 }
 unsigned Draft::on_gpu(GpuNo gpu) const {
-  return static_cast<unsigned>(std::count_if(parts_.begin(), parts_.end(), [&](const Part& p) { return p.gpu == gpu; }));
+  return static_cast<unsigned>(
+      std::count_if(parts_.begin(), parts_.end(), [&](const Part& p) { return p.gpu == gpu; }));
 }
 
-// ---- reading a request ---------------------------------------------------------------------------------------------
+// ---- reading a request
+// ---------------------------------------------------------------------------------------------
 
 Status Engine::State::check(const Request& r) const {
   const auto wrong = [](std::string what) { return Error(Errc::invalid, std::move(what)); };
   const auto texts = [&](std::string_view what, const std::vector<std::string>& list) -> Status {
-    if (list.size() > most_terms) return wrong(fmt::format("{}: {} entries, more than {}", what, list.size(), most_terms));
+    if (list.size() > most_terms)
+      return wrong(fmt::format("{}: {} entries, more than {}", what, list.size(), most_terms));
     for (const auto& text : list) {
       if (text.empty() || text.size() > most_text)
         return wrong(fmt::format("{}: a text of {} bytes, not 1 to {}", what, text.size(), most_text));
@@ -96,15 +106,18 @@ Status Engine::State::check(const Request& r) const {
   };
   if (r.tenant.empty() || r.tenant.size() > most_text)
     return wrong(fmt::format("tenant: a name of {} bytes, not 1 to {}", r.tenant.size(), most_text));
-  if (r.count < 1 || r.count > most_count) return wrong(fmt::format("count: {}, not 1 to {}", r.count, most_count));
+  if (r.count < 1 || r.count > most_count)
+    return wrong(fmt::format("count: {}, not 1 to {}", r.count, most_count));
   if (r.max_skew < 1) return wrong("max skew: 0, at least 1");
-  if (r.cpu_milli < 0 || r.cpu_milli > fraction::kMostAmount) return wrong(fmt::format("CPU: {} milli", r.cpu_milli));
+  if (r.cpu_milli < 0 || r.cpu_milli > fraction::kMostAmount)
+    return wrong(fmt::format("CPU: {} milli", r.cpu_milli));
   if (r.host_memory_mib < 0 || r.host_memory_mib > fraction::kMostAmount)
     return wrong(fmt::format("host memory: {} MiB", r.host_memory_mib));
   if (r.cls == Class::mig && (r.profile.empty() || r.profile.size() > most_text))
     return wrong(fmt::format("profile: a name of {} bytes, not 1 to {}", r.profile.size(), most_text));
   if (r.cls == Class::share) {
-    if (r.milli < 1 || r.milli > whole_gpu) return wrong(fmt::format("weight: {} milli, not 1 to {}", r.milli, whole_gpu));
+    if (r.milli < 1 || r.milli > whole_gpu)
+      return wrong(fmt::format("weight: {} milli, not 1 to {}", r.milli, whole_gpu));
     if (r.memory_mib < 0 || r.memory_mib > fraction::kMostAmount)
       return wrong(fmt::format("GPU memory: {} MiB", r.memory_mib));
   }
@@ -136,7 +149,8 @@ std::vector<ModelNo> Engine::State::models_for(const Request& request) const {
   for (const auto& name : request.models) {
     for (std::size_t at = 0; at < models.size(); ++at) {
       const auto no = static_cast<ModelNo>(at);
-      if (models[at].given.name == name && std::find(out.begin(), out.end(), no) == out.end()) out.push_back(no);
+      if (models[at].given.name == name && std::find(out.begin(), out.end(), no) == out.end())
+        out.push_back(no);
     }
   }
   return out;
@@ -145,7 +159,8 @@ std::vector<ModelNo> Engine::State::models_for(const Request& request) const {
 Ask Engine::State::read(const Request& r) const {
   Ask ask;
   ask.request = &r;
-  ask.most = std::min(Band::warm, r.most_band.value_or(r.latency == Latency::interactive ? rules.interactive : rules.batch));
+  ask.most = std::min(
+      Band::warm, r.most_band.value_or(r.latency == Latency::interactive ? rules.interactive : rules.batch));
   if (const auto its = tenants.find(r.tenant); its != tenants.end()) ask.tenant = its->second;
   ask.any_taint = std::find(r.tolerates.begin(), r.tolerates.end(), "*") != r.tolerates.end();
   if (taint_sets.size() > 1 && !ask.any_taint) {
@@ -193,7 +208,8 @@ bool Engine::State::aim(Ask& ask, ModelNo model) const {
   return true;
 }
 
-// ---- what is asked of a GPU --------------------------------------------------------------------------------------
+// ---- what is asked of a GPU
+// --------------------------------------------------------------------------------------
 
 Why Engine::State::host_why(const Ask& ask, HostNo host) const {
   const HostState& its = hosts[host];
@@ -225,9 +241,8 @@ Why Engine::State::static_why(const Ask& ask, GpuNo no) const {
   if (gpu.model != ask.model) return Why::model;
   if (r.cls == Class::mig) {
     if (ask.profile < 0) return Why::profile;
-    if (gpu.pool == Pool::mig && std::none_of(gpu.present.begin(), gpu.present.end(), [&](const Present& it) {
-          return it.profile == ask.profile;
-        }))
+    if (gpu.pool == Pool::mig && std::none_of(gpu.present.begin(), gpu.present.end(),
+                                              [&](const Present& it) { return it.profile == ask.profile; }))
       return Why::profile;
   }
   if (gpu.drained || hosts[gpu.host].given.drained) return Why::drained;
@@ -276,19 +291,22 @@ unsigned Engine::State::parts_on(const Ask& ask, GpuNo no) const {
   switch (r.cls) {
     case Class::mig:
       if (gpu.pool == Pool::mig)
-        return static_cast<unsigned>(std::count_if(gpu.present.begin(), gpu.present.end(), [&](const Present& it) {
-          return (it.slot == no_slot || ask.gone(it.slot)) && it.profile == ask.profile;
-        }));
+        return static_cast<unsigned>(
+            std::count_if(gpu.present.begin(), gpu.present.end(), [&](const Present& it) {
+              return (it.slot == no_slot || ask.gone(it.slot)) && it.profile == ask.profile;
+            }));
       if (use != Use::none && use != Use::mig) return 0;
       return models[gpu.model].tables->maxpack(held, static_cast<unsigned>(ask.profile));
     case Class::share: {
       if (use != Use::none && use != Use::share) return 0;
       std::int64_t most = milli / r.milli;
-      if (r.memory_mib > 0 && models[gpu.model].given.memory_mib != 0) most = std::min(most, memory / r.memory_mib);
+      if (r.memory_mib > 0 && models[gpu.model].given.memory_mib != 0)
+        most = std::min(most, memory / r.memory_mib);
       return static_cast<unsigned>(most);
     }
     case Class::exclusive:
-    case Class::passthrough: return use == Use::none ? 1 : 0;
+    case Class::passthrough:
+      return use == Use::none ? 1 : 0;
   }
   return 0;
 }
@@ -337,7 +355,8 @@ Part Engine::State::part_at(const Ask& ask, GpuNo no) const {
   part.numa = gpu.numa;
   switch (ask.request->cls) {
     case Class::mig: {
-      const mig::Profile& its = models[gpu.model].given.geometry.profiles[static_cast<std::size_t>(ask.profile)];
+      const mig::Profile& its =
+          models[gpu.model].given.geometry.profiles[static_cast<std::size_t>(ask.profile)];
       part.profile = its.id;
       part.size = its.size;
       break;
@@ -347,20 +366,24 @@ Part Engine::State::part_at(const Ask& ask, GpuNo no) const {
       part.memory_mib = ask.request->memory_mib;
       break;
     case Class::exclusive:
-    case Class::passthrough: part.milli = whole_gpu; break;
+    case Class::passthrough:
+      part.milli = whole_gpu;
+      break;
   }
   return part;
 }
 
-// ---- one part ------------------------------------------------------------------------------------------------------
+// ---- one part
+// ------------------------------------------------------------------------------------------------------
 
-std::optional<Part> Engine::State::pick(const Ask& ask, const Draft& draft, const grid::Ref<bool(GpuNo)>& also) {
+std::optional<Part> Engine::State::pick(const Ask& ask, const Draft& draft,
+                                        const grid::Ref<bool(GpuNo)>& also) {
   const Request& r = *ask.request;
   const bool drafted = !draft.parts().empty();
   const auto host_has = [&](HostNo host) {
     return !ask.room || parts_by_host(ask, host) > (drafted ? draft.on_host(host) : 0);
   };
-  const bool terms = ask.terms || guards != 0;
+  const bool apart = ask.terms || guards != 0;
   if (r.cls == Class::mig) {
     const auto profile = static_cast<unsigned>(ask.profile);
     for (const auto& [gpu, start] : idle[ask.model][profile]) {
@@ -372,14 +395,15 @@ std::optional<Part> Engine::State::pick(const Ask& ask, const Draft& draft, cons
     }
     const auto fine = [&](grid::GpuId id) {
       const GpuNo gpu = of_grid[id];
-      return host_has(gpus[gpu].host) && (!terms || static_why(ask, gpu) == Why::none) && (!also || also(gpu));
+      return host_has(gpus[gpu].host) && (!apart || static_why(ask, gpu) == Why::none) &&
+             (!also || also(gpu));
     };
     grid::Request wanted;
     wanted.model = models[ask.model].grid;
     wanted.profile = profile;
     wanted.classes = ask.classes;
     auto choice = grid.choose(wanted);
-    if (choice && (terms || ask.room || also) && !fine(choice->gpu)) {
+    if (choice && (apart || ask.room || also) && !fine(choice->gpu)) {
       wanted.filter = fine;
       wanted.scan = std::numeric_limits<std::size_t>::max();
       choice = grid.choose(wanted);
@@ -397,7 +421,7 @@ std::optional<Part> Engine::State::pick(const Ask& ask, const Draft& draft, cons
   task.gpu_milli = r.milli;
   task.models = models.size() > 1 ? std::uint64_t{1} << ask.model : 0;
   task.gpu_memory_mib = r.memory_mib;
-  const bool asks = terms || also || (drafted && ask.room) || !ask.tolerated.empty() ||
+  const bool asks = apart || also || (drafted && ask.room) || !ask.tolerated.empty() ||
                     (warm_gpus != 0 && ask.most < Band::warm);
   const auto fine = [&](GpuNo gpu) {
     return host_has(gpus[gpu].host) && static_why(ask, gpu) == Why::none && (!also || also(gpu));
@@ -444,10 +468,12 @@ std::optional<Part> Engine::State::pick(const Ask& ask, const Draft& draft, cons
   return std::nullopt;
 }
 
-// ---- several parts ---------------------------------------------------------------------------------------------------
+// ---- several parts
+// ---------------------------------------------------------------------------------------------------
 
 // On GPUs of one host whose capacity was found to be enough, each step leaving enough for the rest.
-bool Engine::State::fill(const Ask& ask, std::span<const GpuNo> those, unsigned count, std::vector<Part>& out) const {
+bool Engine::State::fill(const Ask& ask, std::span<const GpuNo> those, unsigned count,
+                         std::vector<Part>& out) const {
   struct Here {
     GpuNo gpu = 0;
     bool dynamic = false;
@@ -475,7 +501,8 @@ bool Engine::State::fill(const Ask& ask, std::span<const GpuNo> those, unsigned 
     Here* best = nullptr;
     Part part;
     if (ask.request->cls == Class::mig) {
-      const auto fixed = std::find_if(here.begin(), here.end(), [](const Here& h) { return !h.idle.empty(); });
+      const auto fixed =
+          std::find_if(here.begin(), here.end(), [](const Here& h) { return !h.idle.empty(); });
       if (fixed != here.end()) {
         best = &*fixed;
         part = part_at(ask, best->gpu);
@@ -490,8 +517,8 @@ bool Engine::State::fill(const Ask& ask, std::span<const GpuNo> those, unsigned 
         unsigned place = 0;
         for (Here& h : here) {
           if (!h.dynamic || h.room == 0) continue;
-          for (unsigned at = tables.first_place(profile); at < tables.first_place(profile) + tables.places_of(profile).size();
-               ++at) {
+          for (unsigned at = tables.first_place(profile);
+               at < tables.first_place(profile) + tables.places_of(profile).size(); ++at) {
             const grid::SetId next = tables.next(h.held, at);
             if (next == grid::no_set || room - h.room + tables.maxpack(next, profile) + 1 < left) continue;
             const std::array<std::int64_t, 4> its = {h.held == 0 ? 1 : 0, tables.growth(h.held, at),
@@ -515,7 +542,8 @@ bool Engine::State::fill(const Ask& ask, std::span<const GpuNo> those, unsigned 
     } else {
       for (Here& h : here) {
         if (h.room == 0) continue;
-        if (best == nullptr || std::pair(h.dynamic, h.milli) < std::pair(best->dynamic, best->milli)) best = &h;
+        if (best == nullptr || std::pair(h.dynamic, h.milli) < std::pair(best->dynamic, best->milli))
+          best = &h;
       }
       if (best == nullptr) return false;
       part = part_at(ask, best->gpu);
@@ -543,7 +571,8 @@ bool Engine::State::parts_any(const Ask& ask, std::vector<Part>& out) {
     }
   }
   // Part by part it did not go. Only where a place can cost two of the kind can there be another way.
-  if (count == 1 || ask.request->cls != Class::mig || !models[ask.model].wasteful[static_cast<unsigned>(ask.profile)])
+  if (count == 1 || ask.request->cls != Class::mig ||
+      !models[ask.model].wasteful[static_cast<unsigned>(ask.profile)])
     return false;
   std::int64_t left = count;
   for (HostNo host = 0; host < hosts.size() && left > 0; ++host) {
@@ -559,8 +588,8 @@ bool Engine::State::parts_together(const Ask& ask, std::vector<Part>& out) {
   const Request& r = *ask.request;
   const auto around = [&](GpuNo gpu) {
     if (r.topology == Topology::same_gpu) return std::vector<GpuNo>{gpu};
-    return gpus_of(gpus[gpu].host,
-                   r.topology == Topology::same_numa ? std::optional<unsigned>(gpus[gpu].numa) : std::nullopt);
+    return gpus_of(gpus[gpu].host, r.topology == Topology::same_numa ? std::optional<unsigned>(gpus[gpu].numa)
+                                                                     : std::nullopt);
   };
   const auto enough = [&](GpuNo gpu) { return capacity(ask, around(gpu)) >= r.count; };
   const Draft draft(*this);
@@ -639,7 +668,8 @@ bool Engine::State::by_quota(const Ask& ask, std::vector<Part>& out) {
     const auto may = [&](const Domain& d, bool take) {
       if (!shared) return true;
       const HostNo host = gpus[d.gpus.front()].host;
-      auto at = std::find_if(on_host.rbegin(), on_host.rend(), [&](const auto& h) { return h.first == host; });
+      auto at =
+          std::find_if(on_host.rbegin(), on_host.rend(), [&](const auto& h) { return h.first == host; });
       if (at == on_host.rend()) {
         on_host.emplace_back(host, 0);
         at = on_host.rbegin();
@@ -674,19 +704,22 @@ bool Engine::State::by_quota(const Ask& ask, std::vector<Part>& out) {
   return false;
 }
 
-// ---- whole GPUs ------------------------------------------------------------------------------------------------------
+// ---- whole GPUs
+// ------------------------------------------------------------------------------------------------------
 
 std::uint32_t Engine::State::whole_mask(const Ask& ask, HostNo host) const {
-  const std::size_t cls = ask.request->cls == Class::exclusive ? 0 : 1, level = ask.most == Band::cool ? 0 : 1;
+  const std::size_t cls = ask.request->cls == Class::exclusive ? 0 : 1,
+                    level = ask.most == Band::cool ? 0 : 1;
   for (const Unit& unit : hosts[host].units) {
     if (unit.model == ask.model) return unit.free[cls][level];
   }
   return 0;
 }
 
-std::optional<Engine::State::WholeHost> Engine::State::best_host(const Ask& ask, unsigned k,
-                                                                 const grid::Ref<bool(HostNo, std::uint32_t)>& also) {
-  const std::size_t cls = ask.request->cls == Class::exclusive ? 0 : 1, level = ask.most == Band::cool ? 0 : 1;
+std::optional<Engine::State::WholeHost> Engine::State::best_host(
+    const Ask& ask, unsigned k, const grid::Ref<bool(HostNo, std::uint32_t)>& also) {
+  const std::size_t cls = ask.request->cls == Class::exclusive ? 0 : 1,
+                    level = ask.most == Band::cool ? 0 : 1;
   const bool one_numa = ask.request->topology == Topology::same_numa;
   const bool asks = ask.terms || guards != 0 || !ask.tolerated.empty();
   std::optional<WholeHost> best;
@@ -702,7 +735,8 @@ std::optional<Engine::State::WholeHost> Engine::State::best_host(const Ask& ask,
         const std::uint8_t numa = table.shape().numa[static_cast<unsigned>(std::countr_zero(rest))];
         std::uint32_t node = 0;
         for (std::uint32_t bits = rest; bits != 0; bits &= bits - 1) {
-          if (table.shape().numa[static_cast<unsigned>(std::countr_zero(bits))] == numa) node |= bits & (~bits + 1);
+          if (table.shape().numa[static_cast<unsigned>(std::countr_zero(bits))] == numa)
+            node |= bits & (~bits + 1);
         }
         rest &= ~node;
         const auto& its = table.best(node, k);
@@ -758,7 +792,8 @@ bool Engine::State::whole_sets(const Ask& ask, std::vector<Part>& out) {
         while (left > 0) {
           const auto below = [&](HostNo host, std::uint32_t mask) {
             const unsigned its = on(host);
-            return its < level && its < static_cast<unsigned>(std::popcount(mask)) && parts_by_host(ask, host) > its;
+            return its < level && its < static_cast<unsigned>(std::popcount(mask)) &&
+                   parts_by_host(ask, host) > its;
           };
           const auto host = best_host(ask, 1, below);
           if (!host) break;
@@ -773,7 +808,8 @@ bool Engine::State::whole_sets(const Ask& ask, std::vector<Part>& out) {
       if (!by_quota(ask, parts)) return false;
       for (const Part& part : parts) ++quota[part.host];
     }
-    for (const auto& [host, count] : quota) take(host, shapes[hosts[host].shape].best(whole_mask(ask, host), count).gpus);
+    for (const auto& [host, count] : quota)
+      take(host, shapes[hosts[host].shape].best(whole_mask(ask, host), count).gpus);
     return true;
   }
   if (r.count <= most_gpus_of_host) {
@@ -814,7 +850,8 @@ bool Engine::State::whole_sets(const Ask& ask, std::vector<Part>& out) {
   return left == 0;
 }
 
-// ---- all of it ---------------------------------------------------------------------------------------------------------
+// ---- all of it
+// ---------------------------------------------------------------------------------------------------------
 
 std::optional<Choice> Engine::State::find_aimed(const Ask& ask) {
   const Request& r = *ask.request;
@@ -830,12 +867,18 @@ std::optional<Choice> Engine::State::find_aimed(const Ask& ask) {
     }
   } else {
     switch (r.topology) {
-      case Topology::any: fits = parts_any(ask, choice.parts); break;
+      case Topology::any:
+        fits = parts_any(ask, choice.parts);
+        break;
       case Topology::same_gpu:
       case Topology::same_numa:
-      case Topology::same_node: fits = parts_together(ask, choice.parts); break;
+      case Topology::same_node:
+        fits = parts_together(ask, choice.parts);
+        break;
       case Topology::spread_gpus:
-      case Topology::spread_hosts: fits = parts_spread(ask, choice.parts); break;
+      case Topology::spread_hosts:
+        fits = parts_spread(ask, choice.parts);
+        break;
     }
   }
   if (!fits) return std::nullopt;

@@ -1,4 +1,5 @@
-// Why not: every GPU is counted at the first thing that excludes it, and what comes nearest is named with its figures.
+// Why not: every GPU is counted at the first thing that excludes it, and what comes nearest is named with its
+// figures.
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -10,30 +11,48 @@ namespace bulkhead::placement {
 
 std::string_view name_of(Why why) {
   switch (why) {
-    case Why::pool: return "pool";
-    case Why::model: return "model";
-    case Why::profile: return "profile";
-    case Why::drained: return "drained";
-    case Why::label: return "label";
-    case Why::taint: return "taint";
-    case Why::band: return "band";
-    case Why::anti_affinity: return "anti-affinity";
-    case Why::host_room: return "host room";
-    case Why::busy: return "busy";
-    case Why::room: return "room";
-    case Why::none: return "none";
+    case Why::pool:
+      return "pool";
+    case Why::model:
+      return "model";
+    case Why::profile:
+      return "profile";
+    case Why::drained:
+      return "drained";
+    case Why::label:
+      return "label";
+    case Why::taint:
+      return "taint";
+    case Why::band:
+      return "band";
+    case Why::anti_affinity:
+      return "anti-affinity";
+    case Why::host_room:
+      return "host room";
+    case Why::busy:
+      return "busy";
+    case Why::room:
+      return "room";
+    case Why::none:
+      return "none";
   }
   return "?";
 }
 
 std::string_view name_of(WayKind kind) {
   switch (kind) {
-    case WayKind::moves: return "moves";
-    case WayKind::ends: return "ends";
-    case WayKind::smaller: return "smaller";
-    case WayKind::other_class: return "other class";
-    case WayKind::without: return "without";
-    case WayKind::evict: return "evict";
+    case WayKind::moves:
+      return "moves";
+    case WayKind::ends:
+      return "ends";
+    case WayKind::smaller:
+      return "smaller";
+    case WayKind::other_class:
+      return "other class";
+    case WayKind::without:
+      return "without";
+    case WayKind::evict:
+      return "evict";
   }
   return "?";
 }
@@ -60,11 +79,14 @@ struct Most {  // the best of something, and where: the first of equals
 std::string thing(const Request& r) {
   const char* plural = r.count == 1 ? "" : "s";
   switch (r.cls) {
-    case Class::mig: return fmt::format("{} instance{} {}", r.count, plural, r.profile);
+    case Class::mig:
+      return fmt::format("{} instance{} {}", r.count, plural, r.profile);
     case Class::share:
       return fmt::format("{} share{} of {} milli and {} MiB", r.count, plural, r.milli, r.memory_mib);
-    case Class::exclusive: return fmt::format("{} whole GPU{}", r.count, plural);
-    case Class::passthrough: return fmt::format("{} GPU{} to pass through", r.count, plural);
+    case Class::exclusive:
+      return fmt::format("{} whole GPU{}", r.count, plural);
+    case Class::passthrough:
+      return fmt::format("{} GPU{} to pass through", r.count, plural);
   }
   return {};
 }
@@ -80,6 +102,9 @@ void Engine::State::count_reasons(const Request& r, Refusal& out) const {
     asks[model] = base;
     aim(*asks[model], model);
   }
+  Ask nowhere = {};
+  nowhere.request = &r;
+  nowhere.model = static_cast<ModelNo>(models.size());  // of no GPU
   Most milli, memory, units, cpu, host_memory, on_gpu, on_numa, on_host;
   std::vector<std::int64_t> in_all(models.size(), 0);
   std::size_t domains = 0;
@@ -97,15 +122,7 @@ void Engine::State::count_reasons(const Request& r, Refusal& out) const {
     for (std::uint32_t at = 0; at < hosts[host].gpus; ++at) {
       const auto no = static_cast<GpuNo>(hosts[host].first + at);
       const GpuState& gpu = gpus[no];
-      Ask none = {};
-      Why why = Why::none;
-      if (listed[gpu.model] != 0) {
-        why = static_why(*asks[gpu.model], no);
-      } else {
-        none.request = &r;
-        none.model = static_cast<ModelNo>(models.size());  // of no GPU
-        why = static_why(none, no);
-      }
+      Why why = static_why(listed[gpu.model] != 0 ? *asks[gpu.model] : nowhere, no);
       if (why == Why::none) {
         const Ask& ask = *asks[gpu.model];
         domain = true;
@@ -137,7 +154,8 @@ void Engine::State::count_reasons(const Request& r, Refusal& out) const {
       ++out.gpus[static_cast<std::size_t>(why)];
     }
     if (domain && r.topology == Topology::spread_hosts) ++domains;
-    for (const auto& [model, sum] : by_model) in_all[model] += std::min(sum, parts_by_host(*asks[model], host));
+    for (const auto& [model, sum] : by_model)
+      in_all[model] += std::min(sum, parts_by_host(*asks[model], host));
   }
 
   const auto count = [&](Why why) { return out.gpus[static_cast<std::size_t>(why)]; };
@@ -158,13 +176,14 @@ void Engine::State::count_reasons(const Request& r, Refusal& out) const {
         break;
       case Topology::same_gpu:
         say(Why::none,
-            fmt::format("needs {} on one GPU: the most that one can take is {} ({})", thing(r), on_gpu.has, where_gpu(on_gpu.gpu)),
+            fmt::format("needs {} on one GPU: the most that one can take is {} ({})", thing(r), on_gpu.has,
+                        where_gpu(on_gpu.gpu)),
             r.count, on_gpu.has);
         break;
       case Topology::same_numa:
         say(Why::none,
-            fmt::format("needs {} on one NUMA node: the most that one can take is {} ({}, node {})", thing(r), on_numa.has,
-                        where(on_numa.gpu), gpus[on_numa.gpu].numa),
+            fmt::format("needs {} on one NUMA node: the most that one can take is {} ({}, node {})", thing(r),
+                        on_numa.has, where(on_numa.gpu), gpus[on_numa.gpu].numa),
             r.count, on_numa.has);
         break;
       case Topology::same_node:
@@ -176,9 +195,11 @@ void Engine::State::count_reasons(const Request& r, Refusal& out) const {
       case Topology::spread_gpus:
       case Topology::spread_hosts:
         say(Why::none,
-            fmt::format("needs {} spread over {} with at most {} more on one than on another: {} of them are allowed, and "
+            fmt::format("needs {} spread over {} with at most {} more on one than on another: {} of them are "
+                        "allowed, and "
                         "there is room for {} in all",
-                        thing(r), r.topology == Topology::spread_hosts ? "hosts" : "GPUs", r.max_skew, domains, all),
+                        thing(r), r.topology == Topology::spread_hosts ? "hosts" : "GPUs", r.max_skew,
+                        domains, all),
             r.count, all);
         break;
     }
@@ -198,9 +219,11 @@ void Engine::State::count_reasons(const Request& r, Refusal& out) const {
               say(why, of(fmt::format("no idle instance {}", r.profile)), 1, 0);
             } else {
               const ModelNo model = gpus[units.gpu].model;
-              const auto size = models[model].given.geometry.profiles[static_cast<std::size_t>(asks[model]->profile)].size;
+              const auto size =
+                  models[model].given.geometry.profiles[static_cast<std::size_t>(asks[model]->profile)].size;
               say(why,
-                  of(fmt::format("no place for {}, which takes {} memory slices at one of its starts; the most free on one "
+                  of(fmt::format("no place for {}, which takes {} memory slices at one of its starts; the "
+                                 "most free on one "
                                  "is {} ({})",
                                  r.profile, size, units.has, where_gpu(units.gpu))),
                   size, units.has);
@@ -209,37 +232,59 @@ void Engine::State::count_reasons(const Request& r, Refusal& out) const {
           case Class::share: {
             const bool weight = milli.has < r.milli;
             say(why,
-                of(fmt::format("needs {} milli and {} MiB on one; the most free is {} milli ({}) and {} MiB ({})", r.milli,
-                               r.memory_mib, milli.has, where_gpu(milli.gpu), memory.has, where_gpu(memory.gpu))),
+                of(fmt::format(
+                    "needs {} milli and {} MiB on one; the most free is {} milli ({}) and {} MiB ({})",
+                    r.milli, r.memory_mib, milli.has, where_gpu(milli.gpu), memory.has,
+                    where_gpu(memory.gpu))),
                 weight ? r.milli : r.memory_mib, weight ? milli.has : memory.has);
             break;
           }
           case Class::exclusive:
-          case Class::passthrough: say(why, of("taken whole"), r.count, 0); break;
+          case Class::passthrough:
+            say(why, of("taken whole"), r.count, 0);
+            break;
         }
         break;
-      case Why::busy: say(why, of("cut on demand, and serving another class now"), 0, 0); break;
+      case Why::busy:
+        say(why, of("cut on demand, and serving another class now"), 0, 0);
+        break;
       case Why::host_room: {
         const bool by_cpu = cpu.has < r.cpu_milli;
         say(why,
-            of(fmt::format("the host lacks room: needs {} milli of CPU and {} MiB; the most free is {} milli ({}) and {} MiB "
+            of(fmt::format("the host lacks room: needs {} milli of CPU and {} MiB; the most free is {} milli "
+                           "({}) and {} MiB "
                            "({})",
                            r.cpu_milli, r.host_memory_mib, cpu.has, where(cpu.gpu), host_memory.has,
                            where(host_memory.gpu))),
             by_cpu ? r.cpu_milli : r.host_memory_mib, by_cpu ? cpu.has : host_memory.has);
         break;
       }
-      case Why::anti_affinity: say(why, of("a tenant there is to be kept apart from this one"), 0, 0); break;
+      case Why::anti_affinity:
+        say(why, of("a tenant there is to be kept apart from this one"), 0, 0);
+        break;
       case Why::band:
         say(why, of(fmt::format("hotter than {}, the most for this request", name_of(base.most))), 0, 0);
         break;
-      case Why::taint: say(why, of("the host has a taint that the request does not tolerate"), 0, 0); break;
-      case Why::label: say(why, of(fmt::format("the host lacks a label of {}", fmt::join(r.labels, ", "))), 0, 0); break;
-      case Why::drained: say(why, of("drained"), 0, 0); break;
-      case Why::profile: say(why, of(fmt::format("offers no {}", r.profile)), 0, 0); break;
-      case Why::model: say(why, of(fmt::format("of a model other than {}", fmt::join(r.models, ", "))), 0, 0); break;
-      case Why::pool: say(why, of(fmt::format("not kept for {}", name_of(r.cls))), 0, 0); break;
-      case Why::none: break;
+      case Why::taint:
+        say(why, of("the host has a taint that the request does not tolerate"), 0, 0);
+        break;
+      case Why::label:
+        say(why, of(fmt::format("the host lacks a label of {}", fmt::join(r.labels, ", "))), 0, 0);
+        break;
+      case Why::drained:
+        say(why, of("drained"), 0, 0);
+        break;
+      case Why::profile:
+        say(why, of(fmt::format("offers no {}", r.profile)), 0, 0);
+        break;
+      case Why::model:
+        say(why, of(fmt::format("of a model other than {}", fmt::join(r.models, ", "))), 0, 0);
+        break;
+      case Why::pool:
+        say(why, of(fmt::format("not kept for {}", name_of(r.cls))), 0, 0);
+        break;
+      case Why::none:
+        break;
     }
   }
 }
@@ -255,7 +300,9 @@ Refusal Engine::State::explain(const Request& request, const Effort& effort) {
   return out;
 }
 
-Refusal Engine::explain(const Request& request, const Effort& effort) { return state_->explain(request, effort); }
+Refusal Engine::explain(const Request& request, const Effort& effort) {
+  return state_->explain(request, effort);
+}
 
 Result<std::variant<Choice, Refusal>> Engine::decide(const Request& request, const Effort& effort) {
   BH_CHECK(state_->check(request));

@@ -10,8 +10,8 @@ namespace {
 
 constexpr unsigned table_limit = 8;
 constexpr unsigned most_left = 16;
-constexpr std::uint32_t most_links = 255;              // of one pair
-constexpr std::uint32_t most_sum = most_links * 120;   // of the pairs of 16
+constexpr std::uint32_t most_links = 255;             // of one pair
+constexpr std::uint32_t most_sum = most_links * 120;  // of the pairs of 16
 constexpr std::size_t seen_limit = std::size_t{1} << 16U;
 
 std::uint64_t pack(const SetScore& s) {
@@ -49,8 +49,8 @@ SetScore SetTable::score(std::uint32_t set, std::uint32_t free) const {
     std::uint32_t links = 0;
     for (std::uint32_t a = gpus; a != 0; a &= a - 1) {
       for (std::uint32_t b = a & (a - 1); b != 0; b &= b - 1) {
-        const std::uint32_t its = between(static_cast<unsigned>(std::countr_zero(a)),
-                                          static_cast<unsigned>(std::countr_zero(b)));
+        const std::uint32_t its =
+            between(static_cast<unsigned>(std::countr_zero(a)), static_cast<unsigned>(std::countr_zero(b)));
         links += its;
         weakest = std::min(weakest, its);
       }

@@ -23,10 +23,10 @@ struct SetScore {
 
 // What decides a set on one host; hosts of equal shape share a table.
 struct Shape {
-  unsigned gpus = 0;                  // at most 16
+  unsigned gpus = 0;                     // at most 16
   std::vector<std::uint8_t> links = {};  // gpus * gpus, symmetric; empty: none
   std::vector<std::uint8_t> numa = {};   // per GPU
-  std::uint32_t dynamic = 0;          // bits
+  std::uint32_t dynamic = 0;             // bits
   friend auto operator<=>(const Shape&, const Shape&) = default;
 };
 
@@ -38,7 +38,8 @@ class SetTable {
     std::uint64_t key = 0;   // orders as score does; also between shapes
     std::uint32_t gpus = 0;  // 0: there is none
   };
-  // The best k of the free ones (ties: the lowest value of the bits). Up to 8 GPUs a look-up; above, worked out once a mask.
+  // The best k of the free ones (ties: the lowest value of the bits). Up to 8 GPUs a look-up; above, worked
+  // out once a mask.
   const Best& best(std::uint32_t free, unsigned k) const;
   SetScore score(std::uint32_t set, std::uint32_t free) const;
   const Shape& shape() const { return shape_; }
@@ -46,7 +47,7 @@ class SetTable {
  private:
   Best work_out(std::uint32_t free, unsigned k) const;
   Shape shape_;
-  std::vector<Best> table_;  // [free * 9 + k], up to 8 GPUs
+  std::vector<Best> table_;                               // [free * 9 + k], up to 8 GPUs
   mutable std::unordered_map<std::uint32_t, Best> seen_;  // above; bounded
 };
 

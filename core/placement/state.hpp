@@ -1,5 +1,5 @@
-// The engine's inside, shared by its own files: what a GPU, a host and a placement are here, the indexes over them and
-// the journal that takes changes back.
+// The engine's inside, shared by its own files: what a GPU, a host and a placement are here, the indexes over
+// them and the journal that takes changes back.
 #pragma once
 
 #include <algorithm>
@@ -57,14 +57,14 @@ struct GpuState {
   Use use = Use::none;
   bool drained = false;
   bool mig_on = false;
-  bool listed = false;     // mig pool: its idle instances are in the index
-  std::uint8_t bit = 0;    // in its fraction node
+  bool listed = false;   // mig pool: its idle instances are in the index
+  std::uint8_t bit = 0;  // in its fraction node
   std::int32_t free_milli = whole_gpu;
   std::int32_t blocked = 0;  // milli that the index holds back because the GPU takes no shares now
   std::int64_t free_memory = 0;
   fraction::NodeId node = 0;
   grid::GpuId grid = grid::no_gpu;
-  grid::SetId held = 0;  // what tenants hold of it, as a set of its model's tables
+  grid::SetId held = 0;               // what tenants hold of it, as a set of its model's tables
   std::vector<Present> present = {};  // sorted
   std::vector<PartRef> parts = {};    // on it, in order of arrival
   std::string uuid = {};
@@ -103,6 +103,15 @@ struct Record {
   std::uint32_t generation = 0, next_generation = 1;
 };
 
+// What a search over all placements reads of each, close together.
+struct Terms {
+  std::int64_t ends = 0;
+  std::uint64_t price = 0;  // of moving all its parts
+  HostNo host = 0;          // of its first part
+  int priority = 0;
+  bool live = false, movable = false, has_end = false, several = false;
+};
+
 // A request, read once against the engine.
 struct Ask {
   const Request* request = nullptr;
@@ -115,10 +124,11 @@ struct Ask {
   std::vector<std::uint32_t> labels = {};
   bool label_unknown = false;
   std::vector<TenantNo> avoid_gpu = {}, avoid_host = {};
-  bool terms = false;   // labels, avoid or alone: more than classes to ask of a GPU
-  bool room = false;    // asks for host CPU or memory
+  bool terms = false;                       // labels, avoid or alone: more than classes to ask of a GPU
+  bool room = false;                        // asks for host CPU or memory
   std::vector<std::uint64_t> classes = {};  // of grid; empty: all
-  const std::vector<std::uint32_t>* without = nullptr;  // slots: as if these placements were gone; no index knows of it
+  const std::vector<std::uint32_t>* without =
+      nullptr;  // slots: as if these placements were gone; no index knows of it
   bool gone(std::uint32_t slot) const {
     return without != nullptr && std::find(without->begin(), without->end(), slot) != without->end();
   }
@@ -139,7 +149,7 @@ struct Engine::State {
   std::vector<std::vector<std::string>> taint_sets = {{}};
   std::map<std::vector<std::string>, std::uint32_t> taint_set_ids = {{{}, 0}};
   std::size_t tainted_hosts = 0, warm_gpus = 0;
-  std::uint64_t guards = 0;  // parts of placements that want somebody away
+  std::uint64_t guards = 0;                // parts of placements that want somebody away
   std::uint64_t movables = 0, enders = 0;  // placements
   std::uint64_t stamp = 0;
 
@@ -163,16 +173,19 @@ struct Engine::State {
   std::array<std::vector<NodeOf>, 2> nodes = {};
   // Idle instances of fixed layouts on open GPUs: per model, per profile.
   std::vector<std::vector<std::set<std::pair<GpuNo, std::uint8_t>>>> idle = {};
-  // Hosts by what is free whole on them: per class (exclusive, passthrough), band level, model; by (shape, mask).
+  // Hosts by what is free whole on them: per class (exclusive, passthrough), band level, model; by (shape,
+  // mask).
   using Masks = std::map<std::uint64_t, std::set<HostNo>>;
   std::array<std::array<std::vector<Masks>, 2>, 2> wholes = {};
   std::vector<SetTable> shapes = {};
   std::map<Shape, std::uint32_t> shape_ids = {};
 
   std::vector<Record> records = {};
+  std::vector<Terms> terms = {};  // per record
   std::vector<std::uint32_t> free_slots = {};
   std::size_t live = 0;
-  mutable std::map<std::string, std::vector<int>, std::less<>> profiles = {};  // name -> index per model, -1: none
+  mutable std::map<std::string, std::vector<int>, std::less<>> profiles =
+      {};  // name -> index per model, -1: none
 
   // ---- journal: what rollback needs, newest last
   struct SavedGpu {
@@ -208,8 +221,8 @@ struct Engine::State {
   std::uint32_t label(const std::string& text);
   TenantNo tenant(const std::string& name);
   bool open(const GpuState& gpu) const;
-  void sync(GpuNo gpu);           // indexes follow the GPU's state
-  void sync_units(HostNo host);   // whole-GPU index
+  void sync(GpuNo gpu);          // indexes follow the GPU's state
+  void sync_units(HostNo host);  // whole-GPU index
   void list_idle(GpuNo gpu, bool on);
 
   // change.cpp
@@ -230,7 +243,8 @@ struct Engine::State {
   void touch(HostNo host);
   void begin(Undone::Kind kind, std::uint32_t slot);
   Result<PlacementId> enter(Placement placement, bool adopt);
-  Status set_terms(PlacementId id, bool movable, std::uint64_t price, int priority, std::optional<std::int64_t> ends);
+  Status set_terms(PlacementId id, bool movable, std::uint64_t price, int priority,
+                   std::optional<std::int64_t> ends);
   void read_terms(Record& record);
   Result<Placement> release(PlacementId id);
   Status move(const Move& move);
@@ -239,7 +253,7 @@ struct Engine::State {
   PlacementId id_of(std::uint32_t slot) const {
     return static_cast<PlacementId>(records[slot].generation) << 32U | (slot + 1);
   }
-  void count_terms(const Record& record, int sign);
+  void count_terms(std::uint32_t slot, int sign);
   // What has to be done to the GPU before it can serve the part, and what it has then. Sets part.cut.
   void prepare(const GpuState& gpu, Class cls, Part& part, std::uint32_t slot, std::vector<Present>& present,
                bool& mig_on, std::vector<Step>* steps) const;
@@ -254,7 +268,7 @@ struct Engine::State {
   std::optional<Choice> find(const Request& request);
   std::optional<Choice> find_aimed(const Ask& ask);
   Why host_why(const Ask& ask, HostNo host) const;
-  Why static_why(const Ask& ask, GpuNo gpu) const;  // pool to anti_affinity, else none
+  Why static_why(const Ask& ask, GpuNo gpu) const;     // pool to anti_affinity, else none
   unsigned parts_on(const Ask& ask, GpuNo gpu) const;  // by the GPU's own room
   std::int64_t parts_by_host(const Ask& ask, HostNo host) const;
   std::int64_t capacity(const Ask& ask, std::span<const GpuNo> gpus) const;  // of GPUs of one host
@@ -272,7 +286,8 @@ struct Engine::State {
     std::uint64_t key = 0;
   };
   std::uint32_t whole_mask(const Ask& ask, HostNo host) const;
-  std::optional<WholeHost> best_host(const Ask& ask, unsigned k, const grid::Ref<bool(HostNo, std::uint32_t)>& also);
+  std::optional<WholeHost> best_host(const Ask& ask, unsigned k,
+                                     const grid::Ref<bool(HostNo, std::uint32_t)>& also);
   Part part_at(const Ask& ask, GpuNo gpu) const;
 
   // refuse.cpp, ways.cpp

@@ -1,5 +1,5 @@
-// The nearest ways to yes. What is promising is computed as if some placements were gone; what is reported has been done
-// in the indexes, found to let the request in, and taken back.
+// The nearest ways to yes. What is promising is computed as if some placements were gone; what is reported
+// has been done in the indexes, found to let the request in, and taken back.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -13,9 +13,10 @@ namespace bulkhead::placement {
 
 namespace {
 
-constexpr std::size_t looks_per_trial = 64;   // capacities computed for each trial allowed
-constexpr std::size_t candidates_kept = 24;
-constexpr std::size_t exhaustive_limit = 10;  // placements on one domain whose pairs and triples are looked at
+constexpr std::size_t looks_per_trial = 64;  // capacities computed for each trial allowed
+constexpr std::size_t candidates_kept = 24, tried_alone = 4;
+constexpr std::size_t exhaustive_limit =
+    10;  // placements on one domain whose pairs and triples are looked at
 constexpr std::int64_t no_time = std::numeric_limits<std::int64_t>::max();
 
 }  // namespace
@@ -28,14 +29,14 @@ struct Candidate {
   std::vector<std::uint32_t> gone = {};  // slots
 };
 
-using SlotRule = grid::Ref<bool(const Record&)>;
-using KeyOf = grid::Ref<std::tuple<std::int64_t, std::int64_t, std::uint64_t>(const std::vector<std::uint32_t>&)>;
+using SlotRule = grid::Ref<bool(const Terms&)>;
+using KeyOf =
+    grid::Ref<std::tuple<std::int64_t, std::int64_t, std::uint64_t>(const std::vector<std::uint32_t>&)>;
 
 class Search {
  public:
   Search(Engine::State& state, const Request& request, const Effort& effort, Refusal& out)
-      : state_(state), request_(request), effort_(effort), out_(out), trials_(effort.trials),
-        looks_(effort.trials * looks_per_trial) {
+      : state_(state), request_(request), effort_(effort), out_(out) {
     for (const ModelNo model : state.models_for(request)) {
       Ask ask = state.read(request);
       if (state.aim(ask, model)) asks_.push_back(std::move(ask));
@@ -43,12 +44,17 @@ class Search {
   }
 
   void run() {
-    if (state_.movables > 0) by_moves();
-    if (state_.enders > 0) by_ends();
-    smaller();
-    other_class();
-    without_a_constraint();
-    by_eviction();
+    const auto with_budget = [&](void (Search::*kind)()) {
+      trials_ = effort_.trials;
+      looks_ = effort_.trials * looks_per_trial;
+      (this->*kind)();
+    };
+    if (state_.movables > 0) with_budget(&Search::by_moves);
+    if (state_.enders > 0) with_budget(&Search::by_ends);
+    with_budget(&Search::smaller);
+    with_budget(&Search::other_class);
+    with_budget(&Search::without_a_constraint);
+    with_budget(&Search::by_eviction);
   }
 
  private:
@@ -65,19 +71,49 @@ class Search {
     return fmt::format("host {} GPU {}", state_.hosts[part.host].given.name, state_.gpus[part.gpu].index);
   }
 
-  // ---- who would have to leave ------------------------------------------------------------------------------
+  // ---- who would have to leave
+  // ------------------------------------------------------------------------------
 
-  // Domains (a GPU, a NUMA node, a host), and on each the placements of a kind without which there is room for more parts.
-  std::vector<Candidate> clearings(const SlotRule& may, const KeyOf& key_of, const grid::Ref<bool(std::uint32_t, std::uint32_t)>& before,
+  // Domains (a GPU, a NUMA node, a host), and on each the placements of a kind without which there is room
+  // for more parts. Hosts are looked at by the least `level` of those on them. Bounded: no clearing's key
+  // begins below that level, so that the search can stop at the best.
+  std::vector<Candidate> clearings(const SlotRule& may, const KeyOf& key_of,
+                                   const grid::Ref<bool(std::uint32_t, std::uint32_t)>& before,
+                                   const grid::Ref<std::int64_t(std::uint32_t)>& level, bool bounded,
                                    bool fewest, std::size_t most) {
     std::vector<Candidate> found;
+    std::vector<std::int64_t> lowest_on(state_.hosts.size(), no_time);
+    std::vector<char> any(state_.hosts.size(), 0);
+    for (std::uint32_t slot = 0; slot < state_.terms.size(); ++slot) {
+      const Terms& its = state_.terms[slot];
+      if (!its.live || !may(its)) continue;
+      const std::int64_t lowest = level(slot);
+      const auto see = [&](HostNo host) {
+        lowest_on[host] = std::min(lowest_on[host], lowest);
+        any[host] = 1;
+      };
+      if (!its.several) {
+        see(its.host);
+      } else {
+        for (const Part& part : state_.records[slot].it.parts) see(part.host);
+      }
+    }
+    std::vector<std::pair<std::int64_t, HostNo>> order;
+    for (HostNo host = 0; host < state_.hosts.size(); ++host) {
+      if (any[host] != 0) order.emplace_back(lowest_on[host], host);
+    }
+    std::sort(order.begin(), order.end());
+    const std::size_t wanted = request_.count == 1 ? tried_alone : candidates_kept;
     const Topology topology = request_.topology;
     const bool whole = request_.cls == Class::exclusive || request_.cls == Class::passthrough;
-    const bool by_host = request_.count > 1 && (topology == Topology::same_node || topology == Topology::spread_hosts ||
-                                                (whole && topology == Topology::any));
+    const bool by_host =
+        request_.count > 1 && (topology == Topology::same_node || topology == Topology::spread_hosts ||
+                               (whole && topology == Topology::any));
     const bool by_numa = request_.count > 1 && topology == Topology::same_numa;
     for (Ask& ask : asks_) {
-      for (HostNo host = 0; host < state_.hosts.size() && looks_ > 0; ++host) {
+      for (const auto& [lowest, host] : order) {
+        if (looks_ == 0 || (bounded && found.size() >= wanted && lowest > std::get<0>(found[wanted - 1].key)))
+          break;
         const auto all = state_.gpus_of(host);
         std::vector<std::vector<GpuNo>> domains;
         if (by_host) {
@@ -100,7 +136,7 @@ class Search {
           const bool far = ask.room || ask.terms || state_.hosts[host].guards != 0;
           for (const GpuNo gpu : far ? all : domain) {
             for (const PartRef& ref : state_.gpus[gpu].parts) {
-              if (may(state_.records[ref.slot])) slots.push_back(ref.slot);
+              if (may(state_.terms[ref.slot])) slots.push_back(ref.slot);
             }
           }
           if (slots.empty()) continue;
@@ -112,7 +148,8 @@ class Search {
             const auto worse = [](const Candidate& a, const Candidate& b) {
               return std::tie(a.key, a.domain) < std::tie(b.key, b.domain);
             };
-            found.insert(std::upper_bound(found.begin(), found.end(), candidate, worse), std::move(candidate));
+            found.insert(std::upper_bound(found.begin(), found.end(), candidate, worse),
+                         std::move(candidate));
             if (found.size() > candidates_kept) found.pop_back();
           }
         }
@@ -129,10 +166,13 @@ class Search {
     return its;
   }
 
-  // Of `slots`, in order: some without which the domain has room. Pairs and triples are looked at where they are few.
+  // Of `slots`, in order: some without which the domain has room. Pairs and triples are looked at where they
+  // are few.
   std::optional<std::vector<std::uint32_t>> least(Ask& ask, const std::vector<GpuNo>& domain,
-                                                  const std::vector<std::uint32_t>& slots, bool fewest, std::size_t most) {
-    const bool together = request_.topology == Topology::same_gpu || request_.topology == Topology::same_numa ||
+                                                  const std::vector<std::uint32_t>& slots, bool fewest,
+                                                  std::size_t most) {
+    const bool together = request_.topology == Topology::same_gpu ||
+                          request_.topology == Topology::same_numa ||
                           request_.topology == Topology::same_node || domain.size() > 1;
     const std::int64_t now = room(ask, domain, {});
     const std::int64_t needs =
@@ -195,10 +235,11 @@ class Search {
   }
 
   // The first candidates, one or several together, that let the request in; nobody among them needlessly.
-  std::optional<std::vector<std::uint32_t>> enough(const std::vector<Candidate>& candidates, std::size_t most) {
+  std::optional<std::vector<std::uint32_t>> enough(const std::vector<Candidate>& candidates,
+                                                   std::size_t most) {
     for (const Candidate& one : candidates) {
       if (fits_without(one.gone)) return one.gone;
-      if (request_.count > 1 && &one - candidates.data() >= 4) break;
+      if (request_.count > 1 && static_cast<std::size_t>(&one - candidates.data()) >= tried_alone) break;
     }
     if (request_.count == 1) return std::nullopt;
     std::vector<std::uint32_t> gone;
@@ -223,8 +264,8 @@ class Search {
   }
 
   void by_ends() {
-    const auto may = [](const Record& r) { return r.it.request.ends.has_value(); };
-    const auto when = [&](std::uint32_t slot) { return *state_.records[slot].it.request.ends; };
+    const auto may = [](const Terms& its) { return its.has_end; };
+    const auto when = [&](std::uint32_t slot) { return state_.terms[slot].ends; };
     const auto last = [&](const std::vector<std::uint32_t>& gone) {
       std::int64_t at = -no_time;
       for (const std::uint32_t slot : gone) at = std::max(at, when(slot));
@@ -233,20 +274,23 @@ class Search {
     const auto key = [&](const std::vector<std::uint32_t>& gone) {
       return std::tuple(last(gone), static_cast<std::int64_t>(gone.size()), std::uint64_t{0});
     };
-    const auto before = [&](std::uint32_t a, std::uint32_t b) { return std::pair(when(a), a) < std::pair(when(b), b); };
-    const auto gone = enough(clearings(may, key, before, false, most_count), most_count);
+    const auto before = [&](std::uint32_t a, std::uint32_t b) {
+      return std::pair(when(a), a) < std::pair(when(b), b);
+    };
+    const auto gone = enough(clearings(may, key, before, when, true, false, most_count), most_count);
     if (!gone) return;
     Way way;
     way.kind = WayKind::ends;
     way.at = last(*gone);
-    way.text = fmt::format("fits after {} {} at {}", whose(gone->front()),
-                           gone->size() == 1 ? "ends" : fmt::format("and {} more end, the last", gone->size() - 1), *way.at);
+    way.text = fmt::format(
+        "fits after {} {} at {}", whose(gone->front()),
+        gone->size() == 1 ? "ends" : fmt::format("and {} more end, the last", gone->size() - 1), *way.at);
     for (const std::uint32_t slot : *gone) way.gone.push_back(state_.id_of(slot));
     out_.ways.push_back(std::move(way));
   }
 
   void by_eviction() {
-    const auto may = [&](const Record& r) { return r.it.request.priority < request_.priority; };
+    const auto may = [&](const Terms& its) { return its.priority < request_.priority; };
     const auto key = [&](const std::vector<std::uint32_t>& gone) {
       std::int64_t highest = std::numeric_limits<std::int64_t>::min();
       std::uint64_t price = 0;
@@ -261,7 +305,8 @@ class Search {
       const Request& right = state_.records[b].it.request;
       return std::tie(left.priority, left.price, a) < std::tie(right.priority, right.price, b);
     };
-    const auto gone = enough(clearings(may, key, before, true, most_count), most_count);
+    const auto level = [&](std::uint32_t slot) { return std::int64_t{state_.terms[slot].priority}; };
+    const auto gone = enough(clearings(may, key, before, level, true, true, most_count), most_count);
     if (!gone) return;
     Way way;
     way.kind = WayKind::evict;
@@ -271,7 +316,8 @@ class Search {
     out_.ways.push_back(std::move(way));
   }
 
-  // ---- moves ---------------------------------------------------------------------------------------------------
+  // ---- moves
+  // ---------------------------------------------------------------------------------------------------
 
   // True when the moves can be made in some order and the request fits then; they are left in that order.
   bool can_be_done(std::vector<Move>& moves) {
@@ -312,11 +358,8 @@ class Search {
   void by_moves() {
     if (effort_.moves == 0) return;
     if (request_.cls == Class::mig && request_.count == 1 && by_repair()) return;
-    const auto may = [](const Record& r) { return r.it.request.movable; };
-    const auto price = [&](std::uint32_t slot) {
-      const Placement& it = state_.records[slot].it;
-      return it.request.price * it.parts.size();
-    };
+    const auto may = [](const Terms& its) { return its.movable; };
+    const auto price = [&](std::uint32_t slot) { return state_.terms[slot].price; };
     const auto key = [&](const std::vector<std::uint32_t>& gone) {
       std::uint64_t sum = 0;
       std::size_t parts = 0;
@@ -326,8 +369,14 @@ class Search {
       }
       return std::tuple(static_cast<std::int64_t>(parts), std::int64_t{0}, sum);
     };
-    const auto before = [&](std::uint32_t a, std::uint32_t b) { return std::pair(price(a), a) < std::pair(price(b), b); };
-    const auto candidates = clearings(may, key, before, true, effort_.moves);
+    const auto before = [&](std::uint32_t a, std::uint32_t b) {
+      return std::pair(price(a), a) < std::pair(price(b), b);
+    };
+    const auto level = [&](std::uint32_t slot) {
+      return static_cast<std::int64_t>(
+          std::min<std::uint64_t>(price(slot), static_cast<std::uint64_t>(no_time)));
+    };
+    const auto candidates = clearings(may, key, before, level, false, true, effort_.moves);
     std::vector<std::uint32_t> together;
     for (const Candidate& one : candidates) {
       if (try_moving(one.gone)) return;
@@ -340,10 +389,25 @@ class Search {
     }
   }
 
+  // What a placement would ask for to be where it may be.
+  Request again_of(const Placement& was) const {
+    Request again = was.request;
+    again.models = {state_.models[was.model].given.name};
+    again.count = static_cast<unsigned>(was.parts.size());
+    return again;
+  }
+
   // The request goes first, those in its way find places after it.
   bool try_moving(const std::vector<std::uint32_t>& gone) {
     if (trials_ == 0) return false;
     --trials_;
+    // Repair has looked at moves within a GPU; what is left needs a place elsewhere, and asking for that is
+    // cheap.
+    if (request_.cls == Class::mig && request_.count == 1) {
+      for (const std::uint32_t slot : gone) {
+        if (!state_.find(again_of(state_.records[slot].it))) return false;
+      }
+    }
     std::vector<Placement> left;
     std::vector<Move> moves;
     state_.marks.push_back(state_.journal.size());
@@ -357,14 +421,14 @@ class Search {
     fine = choice && state_.enter({no_placement, request_, choice->model, choice->parts}, false).ok();
     // The largest first: it has the fewest places.
     std::stable_sort(left.begin(), left.end(), [](const Placement& a, const Placement& b) {
-      const auto size = [](const Placement& p) { return std::pair(p.parts.front().size, p.parts.front().milli); };
+      const auto size = [](const Placement& p) {
+        return std::pair(p.parts.front().size, p.parts.front().milli);
+      };
       return size(a) > size(b);
     });
     for (const Placement& was : left) {
       if (!fine) break;
-      Request again = was.request;
-      again.models = {state_.models[was.model].given.name};
-      again.count = static_cast<unsigned>(was.parts.size());
+      const Request again = again_of(was);
       choice = state_.find(again);
       fine = choice && choice->model == was.model &&
              state_.enter({no_placement, again, choice->model, choice->parts}, false).ok();
@@ -394,13 +458,15 @@ class Search {
       };
       const auto fine = [&](grid::GpuId id) {
         const GpuNo gpu = state_.of_grid[id];
-        return state_.parts_by_host(ask, state_.gpus[gpu].host) > 0 && state_.static_why(ask, gpu) == Why::none;
+        return state_.parts_by_host(ask, state_.gpus[gpu].host) > 0 &&
+               state_.static_why(ask, gpu) == Why::none;
       };
       const auto extra = [&](const grid::Instance& instance) -> std::optional<std::uint32_t> {
         const auto ref = owner(instance);
         if (!ref) return std::nullopt;
         const Record& record = state_.records[ref->slot];
-        if (!record.it.request.movable || (record.it.parts.size() > 1 && record.it.request.topology != Topology::any))
+        if (!record.it.request.movable ||
+            (record.it.parts.size() > 1 && record.it.request.topology != Topology::any))
           return std::nullopt;
         return static_cast<std::uint32_t>(std::min<std::uint64_t>(record.it.request.price, 1U << 30U));
       };
@@ -450,7 +516,8 @@ class Search {
     return false;
   }
 
-  // ---- another request -----------------------------------------------------------------------------------------
+  // ---- another request
+  // -----------------------------------------------------------------------------------------
 
   bool offer(WayKind kind, Request instead, std::string text) {
     if (!fits(instead)) return false;
@@ -495,7 +562,8 @@ class Search {
         std::int64_t low = 0, high = 64;
         const auto with = [&](std::int64_t share) {
           Request less = request_;
-          if (weight) less.milli = static_cast<std::int32_t>(std::max<std::int64_t>(1, less.milli * share / 64));
+          if (weight)
+            less.milli = static_cast<std::int32_t>(std::max<std::int64_t>(1, less.milli * share / 64));
           if (memory) less.memory_mib = less.memory_mib * share / 64;
           return less;
         };
@@ -507,7 +575,8 @@ class Search {
         return low > 0 && offer(WayKind::smaller, less,
                                 fmt::format("fits with {} milli and {} MiB", less.milli, less.memory_mib));
       };
-      if (!shrink(true, false) && !(request_.memory_mib > 0 && shrink(false, true)) && request_.memory_mib > 0)
+      if (!shrink(true, false) && !(request_.memory_mib > 0 && shrink(false, true)) &&
+          request_.memory_mib > 0)
         shrink(true, true);
     }
     if (request_.count > 1) {
@@ -544,7 +613,8 @@ class Search {
         r.memory_mib = exact > 0 || model.geometry.memory_slices == 0
                            ? exact
                            : model.memory_mib * mine.size / model.geometry.memory_slices;
-        if (offer(WayKind::other_class, r, fmt::format("fits as a share of {} milli and {} MiB", r.milli, r.memory_mib)))
+        if (offer(WayKind::other_class, r,
+                  fmt::format("fits as a share of {} milli and {} MiB", r.milli, r.memory_mib)))
           break;
       }
     }
@@ -556,11 +626,14 @@ class Search {
         const mig::Profile* best = nullptr;
         for (const mig::Profile& it : model.geometry.profiles) {
           const auto exact = static_cast<std::int64_t>(to_mebibytes(it.memory));
-          const std::int64_t memory = exact > 0 ? exact : model.memory_mib * it.size / model.geometry.memory_slices;
-          if (static_cast<std::int64_t>(it.compute_slices) * whole_gpu < std::int64_t{request_.milli} * slices ||
+          const std::int64_t memory =
+              exact > 0 ? exact : model.memory_mib * it.size / model.geometry.memory_slices;
+          if (static_cast<std::int64_t>(it.compute_slices) * whole_gpu <
+                  std::int64_t{request_.milli} * slices ||
               memory < request_.memory_mib)
             continue;
-          if (best == nullptr || std::pair(it.size, it.compute_slices) < std::pair(best->size, best->compute_slices))
+          if (best == nullptr ||
+              std::pair(it.size, it.compute_slices) < std::pair(best->size, best->compute_slices))
             best = &it;
         }
         if (best == nullptr) continue;
@@ -570,13 +643,15 @@ class Search {
       }
     }
     if (request_.cls == Class::mig || request_.cls == Class::share)
-      offer(WayKind::other_class, as(Class::exclusive), request_.count == 1 ? "fits as a whole GPU" : "fits as whole GPUs");
+      offer(WayKind::other_class, as(Class::exclusive),
+            request_.count == 1 ? "fits as a whole GPU" : "fits as whole GPUs");
     if (request_.cls == Class::exclusive) {
       // The largest profile, where the GPUs left are cut.
       const mig::Profile* best = nullptr;
       for (const Ask& ask : asks_) {
         for (const mig::Profile& it : state_.models[ask.model].given.geometry.profiles) {
-          if (best == nullptr || std::pair(it.size, it.compute_slices) > std::pair(best->size, best->compute_slices))
+          if (best == nullptr ||
+              std::pair(it.size, it.compute_slices) > std::pair(best->size, best->compute_slices))
             best = &it;
         }
       }
@@ -601,10 +676,14 @@ class Search {
         {"the list of GPU models", [](Request& q) { q.models.clear(); }, !r.models.empty()},
         {"the labels", [](Request& q) { q.labels.clear(); }, !r.labels.empty()},
         {"regard to taints", [](Request& q) { q.tolerates = {"*"}; },
-         state_.tainted_hosts > 0 && std::find(r.tolerates.begin(), r.tolerates.end(), "*") == r.tolerates.end()},
-        {"the limit of the band", [](Request& q) { q.most_band = Band::warm; }, state_.read(r).most < Band::warm},
-        {"keeping away from tenants on a GPU", [](Request& q) { q.avoid_on_gpu.clear(); }, !r.avoid_on_gpu.empty()},
-        {"keeping away from tenants on a host", [](Request& q) { q.avoid_on_host.clear(); }, !r.avoid_on_host.empty()},
+         state_.tainted_hosts > 0 &&
+             std::find(r.tolerates.begin(), r.tolerates.end(), "*") == r.tolerates.end()},
+        {"the limit of the band", [](Request& q) { q.most_band = Band::warm; },
+         state_.read(r).most < Band::warm},
+        {"keeping away from tenants on a GPU", [](Request& q) { q.avoid_on_gpu.clear(); },
+         !r.avoid_on_gpu.empty()},
+        {"keeping away from tenants on a host", [](Request& q) { q.avoid_on_host.clear(); },
+         !r.avoid_on_host.empty()},
         {"being alone", [](Request& q) { q.alone = Alone::no; }, r.alone != Alone::no},
         {"CPU of the host", [](Request& q) { q.cpu_milli = 0; }, r.cpu_milli > 0},
         {"memory of the host", [](Request& q) { q.host_memory_mib = 0; }, r.host_memory_mib > 0},
@@ -645,7 +724,7 @@ class Search {
   const Request& request_;
   const Effort& effort_;
   Refusal& out_;
-  std::size_t trials_, looks_;
+  std::size_t trials_ = 0, looks_ = 0;  // left to the kind of way that is looked for
   std::vector<Ask> asks_;
 };
 
