@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <signal.h>
-#include <sqlite3.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -15,6 +14,7 @@
 #include <fmt/format.h>
 
 #include "base/text.hpp"
+#include "edge/sqlite/sqlite.hpp"
 
 namespace bulkhead::store {
 
@@ -22,9 +22,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
+using sqlite::Statement;
+
 constexpr std::int64_t application_id = 0x42484a31;  // "BHJ1"
 constexpr std::uint64_t room_bytes = 4U << 20U;      // far more than the records of one run
-constexpr int busy_ms = 10'000;
 constexpr int dying_tries = 100;
 constexpr useconds_t dying_pause_usec = 20'000;
 
@@ -80,7 +81,6 @@ CREATE TABLE clock_locks (
 ) STRICT;
 )sql",
 };
-constexpr std::int64_t newest_version = std::size(migrations);
 
 constexpr std::pair<RunState, std::string_view> run_states[] = {{RunState::running, "running"},
                                                                 {RunState::done, "done"},
@@ -187,322 +187,34 @@ Status Lock::name_worker(int pid) const {
   return ok_status();
 }
 
-// ---- SQLite
+// ---- the database
 struct Store::Database {
+  std::unique_ptr<sqlite::Database> sql = {};
+  sqlite3* handle = nullptr;  // sql's
   fs::path file = {};
-  sqlite3* handle = nullptr;
 
-  ~Database() { sqlite3_close_v2(handle); }
-
-  Error error(std::string_view what, int code) const {
-    const int primary = code & 0xff;
-    const std::string text = handle != nullptr ? sqlite3_errmsg(handle) : sqlite3_errstr(code);
-    const int system = handle != nullptr ? sqlite3_system_errno(handle) : 0;
-    const std::string name = file.string();
-    const std::string directory = file.parent_path().string();
-    switch (primary) {
-      case SQLITE_NOTADB:
-      case SQLITE_CORRUPT:
-        return Error(Errc::corrupt, fmt::format("{}: journal {} is damaged: {}", what, name, text),
-                     out_of_it(file), code);
-      case SQLITE_FULL:
-        return Error(
-            Errc::no_capacity, fmt::format("{}: no space left for the journal in {}", what, directory),
-            fmt::format("make room: df -h {}\nor keep the journal elsewhere: --state-dir DIR", directory),
-            code);
-      case SQLITE_READONLY:
-      case SQLITE_PERM:
-      case SQLITE_AUTH:
-        return Error(Errc::permission, fmt::format("{}: journal {} cannot be written: {}", what, name, text),
-                     "run as root, or keep the journal elsewhere: --state-dir DIR", code);
-      case SQLITE_BUSY:
-      case SQLITE_LOCKED:
-        return Error(Errc::in_use,
-                     fmt::format("{}: journal {} is held by another process: {}", what, name, text),
-                     "try again", code);
-      case SQLITE_CANTOPEN:
-        return Error(system == EACCES || system == EROFS || system == EPERM ? Errc::permission : Errc::io,
-                     fmt::format("{}: journal {} cannot be opened: {}", what, name,
-                                 system != 0 ? std::strerror(system) : text),
-                     "run as root, or keep the journal elsewhere: --state-dir DIR", code);
-      default:
-        break;
-    }
-    if (primary == SQLITE_IOERR && (system == ENOSPC || system == EDQUOT)) {
-      return Error(
-          Errc::no_capacity, fmt::format("{}: no space left for the journal in {}", what, directory),
-          fmt::format("make room: df -h {}\nor keep the journal elsewhere: --state-dir DIR", directory),
-          code);
-    }
-    return Error(Errc::io,
-                 fmt::format("{}: journal {}: {}", what, name, system != 0 ? std::strerror(system) : text),
-                 {}, code);
+  Error error(std::string_view what, int code) const { return sql->error(what, code); }
+  Status exec(const char* what, const char* text) const { return sql->exec(what, text); }
+  Result<std::int64_t> number(const char* what, const char* text) const { return sql->number(what, text); }
+  Status transaction(const char* what, const std::function<Status()>& body) const {
+    return sql->transaction(what, body);
   }
-
-  Status exec(const char* what, const char* sql) const {
-    const int code = sqlite3_exec(handle, sql, nullptr, nullptr, nullptr);
-    if (code != SQLITE_OK) return error(what, code);
-    return ok_status();
-  }
-
-  Result<std::int64_t> number(const char* what, const char* sql) const;
-  Status transaction(const char* what, const std::function<Status()>& body) const;
 };
-
-namespace {
-
-// A prepared statement: bind left to right, then step.
-class Statement {
- public:
-  Statement(const Statement&) = delete;
-  Statement& operator=(const Statement&) = delete;
-  Statement(sqlite3* database, const char* sql) {
-    code_ = sqlite3_prepare_v2(database, sql, -1, &handle_, nullptr);
-  }
-  ~Statement() { sqlite3_finalize(handle_); }
-
-  Statement& bind(std::int64_t value) { return check(sqlite3_bind_int64(handle_, ++at_, value)); }
-  Statement& bind(std::string_view text) {
-    return check(sqlite3_bind_text64(handle_, ++at_, text.data() == nullptr ? "" : text.data(), text.size(),
-                                     SQLITE_TRANSIENT, SQLITE_UTF8));
-  }
-  Statement& bind(const std::optional<std::int64_t>& value) {
-    return value ? bind(*value) : check(sqlite3_bind_null(handle_, ++at_));
-  }
-  // SQLITE_ROW, SQLITE_DONE or the error.
-  int step() { return code_ != SQLITE_OK ? code_ : sqlite3_step(handle_); }
-
-  std::int64_t integer(int column) const { return sqlite3_column_int64(handle_, column); }
-  unsigned small(int column) const { return static_cast<unsigned>(sqlite3_column_int64(handle_, column)); }
-  std::optional<std::int64_t> maybe(int column) const {
-    if (sqlite3_column_type(handle_, column) == SQLITE_NULL) return std::nullopt;
-    return integer(column);
-  }
-  std::string text(int column) const {
-    const auto* bytes = sqlite3_column_text(handle_, column);
-    if (bytes == nullptr) return {};
-    return std::string(reinterpret_cast<const char*>(bytes),
-                       static_cast<std::size_t>(sqlite3_column_bytes(handle_, column)));
-  }
-
- private:
-  Statement& check(int code) {
-    if (code_ == SQLITE_OK) code_ = code;
-    return *this;
-  }
-  sqlite3_stmt* handle_ = nullptr;
-  int at_ = 0;
-  int code_ = SQLITE_OK;
-};
-
-}  // namespace
-
-Result<std::int64_t> Store::Database::number(const char* what, const char* sql) const {
-  Statement statement(handle, sql);
-  const int code = statement.step();
-  if (code != SQLITE_ROW) return error(what, code);
-  return statement.integer(0);
-}
-
-Status Store::Database::transaction(const char* what, const std::function<Status()>& body) const {
-  BH_CHECK(exec(what, "BEGIN IMMEDIATE"));
-  Status status = body();
-  if (status.ok()) status = exec(what, "COMMIT");
-  if (!status.ok() && sqlite3_get_autocommit(handle) == 0)
-    sqlite3_exec(handle, "ROLLBACK", nullptr, nullptr, nullptr);
-  return status;
-}
-
-namespace {
-// Opens, without creating and without judging.
-int open_handle(const fs::path& file, int flags, bool immutable, sqlite3** handle) {
-  // A URI, so that immutable=1 can be said; the path's special characters are escaped.
-  std::string uri = "file:";
-  for (const char c : fs::absolute(file).string()) {
-    if (c == '%' || c == '?' || c == '#') {
-      uri += fmt::format("%{:02x}", static_cast<unsigned char>(c));
-    } else {
-      uri += c;
-    }
-  }
-  if (immutable) uri += "?immutable=1";
-  const int code = sqlite3_open_v2(
-      uri.c_str(), handle, flags | SQLITE_OPEN_URI | SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_EXRESCODE, nullptr);
-  if (code == SQLITE_OK) sqlite3_busy_timeout(*handle, busy_ms);
-  return code;
-}
-}  // namespace
 
 Store::Store() : database_(std::make_unique<Database>()) {}
 Store::~Store() = default;
 
-namespace {
-
-template <class D>
-Status migrate(D& database, std::int64_t from) {
-  for (std::int64_t version = from; version < newest_version; ++version) {
-    Status moved = database.transaction("migrate", [&]() -> Status {
-      BH_CHECK(database.exec("migrate", migrations[version]));
-      return database.exec("migrate", fmt::format("PRAGMA user_version = {}", version + 1).c_str());
-    });
-    if (!moved.ok()) return moved;
-  }
-  return ok_status();
-}
-
-// A new database appears whole or not at all: made under another name, closed, synced, then renamed. So an
-// empty journal.db is damage, never a beginning.
-template <class D>
-Status create(const fs::path& file) {
-  const fs::path fresh = fmt::format("{}.{}.new", file.string(), ::getpid());
-  const auto remove_fresh = [&] {
-    for (const char* tail : {"", "-wal", "-shm", "-journal"}) ::unlink((fresh.string() + tail).c_str());
-  };
-  remove_fresh();
-  {
-    D database;
-    database.file = fresh;
-    const auto build = [&]() -> Status {
-      const int code =
-          open_handle(fresh, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, false, &database.handle);
-      if (code != SQLITE_OK) return database.error("create", code);
-      BH_CHECK(database.exec("create", fmt::format("PRAGMA application_id = {}", application_id).c_str()));
-      BH_CHECK(database.exec("create", "PRAGMA synchronous = FULL"));
-      BH_CHECK(migrate(database, 0));
-      return database.exec("create", "PRAGMA journal_mode = WAL");
-    };
-    if (Status status = build(); !status.ok()) {
-      remove_fresh();
-      return status;
-    }
-  }
-  // link, not rename: two first runs at once must not replace each other's journal.
-  ::chmod(fresh.c_str(), 0600);
-  const int linked = ::link(fresh.c_str(), file.c_str()) == 0 ? 0 : errno;
-  remove_fresh();
-  if (linked != 0 && linked != EEXIST) return errno_error("create " + file.string(), linked);
-  const UniqueFd directory(::open(file.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (directory) ::fsync(directory.get());
-  return ok_status();
-}
-
-// What a killed creation left behind. Names carry the pid; one that lives is left alone.
-void sweep(const fs::path& file) {
-  const auto names = list_directory(file.parent_path());
-  if (!names.ok()) return;
-  const std::string stem = file.filename().string() + ".";
-  for (const auto& name : *names) {
-    if (!name.starts_with(stem)) continue;
-    const auto tail = std::string_view(name).substr(stem.size());
-    const auto dot = tail.find(".new");
-    if (dot == std::string_view::npos) continue;
-    const auto pid = parse_u64(tail.substr(0, dot));
-    if (!pid || *pid == 0 || *pid > 1U << 30U || (::kill(static_cast<pid_t>(*pid), 0) == 0 || errno != ESRCH))
-      continue;
-    ::unlink((file.parent_path() / name).c_str());
-  }
-}
-
-}  // namespace
-
 Result<std::unique_ptr<Store>> Store::open(const fs::path& directory, Access access) {
-  const bool write = access == Access::read_write;
-  const fs::path file = file_in(directory);
-  const std::string hint = "run as root, or keep the journal elsewhere: --state-dir DIR";
-  if (write) {
-    std::error_code failed;
-    fs::create_directories(directory, failed);
-    if (failed)
-      return errno_error(fmt::format("create {}", directory.string()), failed.value()).with_hint(hint);
-    if (::access(directory.c_str(), W_OK) != 0)
-      return errno_error(fmt::format("write to {}", directory.string()), errno).with_hint(hint);
-  }
-  struct stat info {};
-  std::error_code no_wal;
-  const bool wal = fs::file_size(file.string() + "-wal", no_wal) > 0 && !no_wal;
-  if (::stat(file.c_str(), &info) != 0) {
-    if (errno != ENOENT) return errno_error("open journal " + file.string(), errno).with_hint(hint);
-    if (!write)
-      return Error(Errc::not_found,
-                   fmt::format("no journal in {}: bulkhead has changed nothing here", directory.string()));
-    sweep(file);
-    BH_CHECK(create<Database>(file));
-  } else if (!S_ISREG(info.st_mode)) {
-    return Error(Errc::corrupt, fmt::format("open: journal {} is no regular file", file.string()),
-                 out_of_it(file));
-  } else if (info.st_size == 0) {
-    return Error(Errc::corrupt, fmt::format("open: journal {} is empty: it was cut off", file.string()),
-                 out_of_it(file));
-  }
-
+  static constexpr sqlite::Kind kind{.application_id = application_id,
+                                     .migrations = migrations,
+                                     .noun = "journal",
+                                     .missing = "bulkhead has changed nothing here",
+                                     .migrate_by = "a verb that writes migrates it: bulkhead apply -f FILE",
+                                     .out_of_it = out_of_it};
   std::unique_ptr<Store> store(new Store());
-  Database& database = *store->database_;
-  database.file = file;
-  int code = open_handle(file, write ? SQLITE_OPEN_READWRITE : SQLITE_OPEN_READONLY, false, &database.handle);
-  // Until it has proved sound, closing must not fold the WAL into it nor remove the WAL.
-  if (code == SQLITE_OK) sqlite3_db_config(database.handle, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, nullptr);
-  auto id = code == SQLITE_OK ? database.number("open", "PRAGMA application_id")
-                              : Result<std::int64_t>(database.error("open", code));
-  const bool no_shm =
-      !id.ok() && !write &&
-      ((id.error().native() & 0xff) == SQLITE_CANTOPEN || (id.error().native() & 0xff) == SQLITE_READONLY);
-  if (no_shm && !fs::exists(file.string() + "-wal")) {
-    // A reader who may not write the directory cannot make the -shm file; with no WAL the file alone is the
-    // truth.
-    sqlite3_close_v2(database.handle);
-    database.handle = nullptr;
-    code = open_handle(file, SQLITE_OPEN_READONLY, true, &database.handle);
-    id = code == SQLITE_OK ? database.number("open", "PRAGMA application_id")
-                           : Result<std::int64_t>(database.error("open", code));
-  }
-  BH_TRY(const std::int64_t application, std::move(id));
-  BH_TRY(const std::int64_t version, database.number("open", "PRAGMA user_version"));
-  if (application != application_id) {
-    return Error(Errc::corrupt, fmt::format("open: {} is a database of another program", file.string()),
-                 out_of_it(file));
-  }
-  if (version > newest_version || version < 0) {
-    return Error(
-        Errc::unsupported,
-        fmt::format("open: journal {} was written by a newer bulkhead: its schema is {}, this one knows {}",
-                    file.string(), version, newest_version),
-        "use the newer bulkhead; the journal is left as it is");
-  }
-  // SQLite reads a last page that was cut off as if zeros followed, and quick_check sees no harm in it. With
-  // a WAL the file may lag behind, and SQLite knows better. The file is asked for by name only: to open and
-  // close it here would drop the POSIX locks that another connection of this process holds
-  // (sqlite.org/howtocorrupt.html, 2.2).
-  if (info.st_size > 0 && !wal) {
-    BH_TRY(const std::int64_t pages, database.number("open", "PRAGMA page_count"));
-    BH_TRY(const std::int64_t page, database.number("open", "PRAGMA page_size"));
-    if (info.st_size % page != 0 || info.st_size < pages * page) {
-      return Error(Errc::corrupt,
-                   fmt::format("open: journal {} is damaged: {} bytes instead of {}", file.string(),
-                               info.st_size, pages * page),
-                   out_of_it(file));
-    }
-  }
-  {
-    Statement check(database.handle, "PRAGMA quick_check(1)");
-    const int row = check.step();
-    if (row != SQLITE_ROW) return database.error("open", row);
-    if (const std::string said = check.text(0); said != "ok") {
-      return Error(Errc::corrupt,
-                   fmt::format("open: journal {} is damaged: {}", file.string(), printable(said)),
-                   out_of_it(file));
-    }
-  }
-  if (write) {
-    BH_CHECK(database.exec("open", "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"));
-    BH_CHECK(migrate(database, version));
-    Statement mode(database.handle, "PRAGMA journal_mode = WAL");
-    if (const int row = mode.step(); row != SQLITE_ROW) return database.error("open", row);
-    sqlite3_db_config(database.handle, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0, nullptr);
-  } else if (version < newest_version) {
-    return Error(Errc::unsupported,
-                 fmt::format("open: journal {} has the older schema {}", file.string(), version),
-                 "a verb that writes migrates it: bulkhead apply -f FILE");
-  }
+  BH_TRY(store->database_->sql, sqlite::Database::open(kind, file_in(directory), access == Access::read_write));
+  store->database_->handle = store->database_->sql->handle();
+  store->database_->file = file_in(directory);
   return store;
 }
 
