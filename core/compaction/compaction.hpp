@@ -16,12 +16,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/result.hpp"
+#include "core/grid/grid.hpp"
 #include "core/mig/mig.hpp"
 
 namespace bulkhead::compaction {
@@ -53,6 +55,9 @@ struct Gpu {
 struct Fleet {
   std::vector<mig::Geometry> pools = {};
   std::vector<Gpu> gpus = {};
+  // Tables of the pools' geometries where the caller has them, one a pool; missing or null ones are made (10 to 50 ms
+  // each).
+  std::vector<std::shared_ptr<const grid::Tables>> tables = {};
 };
 
 struct Limits {

@@ -24,6 +24,10 @@ Result<Model> read(const Fleet& fleet, bool loosen) {
     for (std::size_t q = 0; q < p && model.tables.size() == p; ++q) {
       if (fleet.pools[q] == fleet.pools[p]) model.tables.push_back(model.tables[q]);
     }
+    if (p < fleet.tables.size() && fleet.tables[p] != nullptr && fleet.tables[p]->geometry() == fleet.pools[p]) {
+      model.tables.resize(p);
+      model.tables.push_back(fleet.tables[p]);
+    }
     if (model.tables.size() > p) continue;
     auto tables = grid::Tables::make(fleet.pools[p]);
     if (!tables) return std::move(tables).error().in(fmt::format("pool {}", p));

@@ -17,6 +17,7 @@ constexpr double whole = 1e-6;                  // an amount this close to a who
 constexpr std::size_t most_branched_sets = 64;  // beyond, branching starts only after most things were fixed
 constexpr std::int64_t few_units = 48;
 constexpr std::uint64_t most_pivots = 200'000;
+constexpr std::size_t sampled_above = 1000, sample = 400;  // sets
 
 std::int64_t rounded_up(double bound, std::int64_t step) {
   if (!(bound > -9e17)) return std::numeric_limits<std::int64_t>::min();
@@ -149,7 +150,7 @@ class Branch {
           {listed, listed, set.among ? std::span<const Handle>(*set.among) : std::span<const Handle>(), set.count});
       keys.push_back(set.key);
     }
-    return relax(bounds_, sets, has_keys_ ? std::span<const Handle>(keys) : std::span<const Handle>(), most_pivots);
+    return relax(bounds_, sets, has_keys_ ? std::span<const Handle>(keys) : std::span<const Handle>(), 0, most_pivots);
   }
 
   static std::vector<Handle> members(const Listed& listed, const NodeSet& set) {
@@ -319,7 +320,9 @@ class Large {
     }
     if (nodes == 0) return out;
     --nodes;
-    const auto relaxed = relax(program_.bounds, sets, {}, most_pivots);
+    double penalty = 0;
+    const auto keys = first_keys(sets, penalty);
+    const auto relaxed = relax(program_.bounds, sets, keys, penalty, most_pivots);
     if (relaxed.state == LpSolution::State::infeasible) {
       out.infeasible = true;
       return out;
@@ -372,6 +375,34 @@ class Large {
   }
 
  private:
+  // Where there are very many sets, the prices of a thinned-out program tell almost every set its choice; the whole
+  // program starts from there. Empty: start from the cheapest.
+  std::vector<Handle> first_keys(std::span<const LpSet> sets, double& penalty) const {
+    if (sets.size() <= sampled_above) return {};
+    const auto every = static_cast<std::int64_t>(sets.size() / sample);
+    std::vector<LpSet> thin;
+    std::int64_t units = 0;
+    for (const auto& set : sets) {
+      const auto count = (units + set.count) / every - units / every;
+      units += set.count;
+      if (count == 0) continue;
+      thin.push_back(set);
+      thin.back().count = count;
+    }
+    std::vector<std::int64_t> bounds;
+    // A little looser than to scale, so that chance in what was taken does not make it impossible.
+    for (const auto bound : program_.bounds) {
+      const double scaled = static_cast<double>(bound) / static_cast<double>(every);
+      bounds.push_back(static_cast<std::int64_t>(std::floor(scaled - std::fabs(scaled) / 50)) - 2);
+    }
+    const auto relaxed = relax(bounds, thin, {}, 0, most_pivots);
+    if (relaxed.state == LpSolution::State::infeasible || relaxed.prices.empty()) return {};
+    for (const double price : relaxed.prices) penalty = std::max(penalty, 4 * price + 1);
+    std::vector<Handle> keys;
+    for (const auto& set : sets) keys.push_back(set.choices->best(relaxed.prices, 1).handle);
+    return keys;
+  }
+
   void attempt(const std::vector<std::vector<Taken>>& kept, const std::vector<std::int64_t>& free, std::uint64_t& nodes,
                Solution& out) {
     auto bounds = program_.bounds;

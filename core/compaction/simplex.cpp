@@ -8,6 +8,7 @@ namespace bulkhead::compaction {
 
 namespace {
 
+constexpr std::size_t most_waiting = 200;
 constexpr double tiny = 1e-9;        // a pivot or an amount below is zero
 constexpr double least_gain = 1e-9;  // a reduced cost must be below its negative to enter, relative to the costs
 
@@ -28,11 +29,17 @@ class Simplex {
   Simplex(std::span<const std::int64_t> bounds, std::span<const LpSet> sets)
       : bounds_(bounds), sets_(sets), m_(bounds.size()) {}
 
-  LpSolution run(std::span<const Handle> keys, std::uint64_t most_pivots) {
+  LpSolution run(std::span<const Handle> keys, double penalty, std::uint64_t most_pivots) {
     start(keys);
     LpSolution out;
     std::uint64_t pivots = 0;
     bool done = true;
+    if (penalty > 0 && infeasibility() > tiny) {
+      // Costs stay in sight while rows are filled: a start that is nearly right is not spoilt.
+      penalty_ = penalty;
+      done = iterate(most_pivots, pivots);
+      penalty_ = 1;
+    }
     if (infeasibility() > tiny) {
       weight_ = 0;
       done = iterate(most_pivots, pivots);
@@ -135,7 +142,7 @@ class Simplex {
     return out;
   }
   double basic_cost(const Basic& variable) const {
-    if (variable.kind == Kind::artificial) return phase_two_ ? 0 : 1;
+    if (variable.kind == Kind::artificial) return phase_two_ ? 0 : penalty_;
     if (variable.kind == Kind::slack) return 0;
     return weight_ * (variable.cost - key_[variable.index].cost);
   }
@@ -239,30 +246,56 @@ class Simplex {
       entering = {Kind::slack, static_cast<unsigned>(row), 0, 0, {{static_cast<unsigned>(row), -1}}};
       return true;
     }
+    // Choices that gained in the last search and still do: cheap to price anew, as they are written out.
+    if (!first) {
+      double gain = -eps;
+      std::size_t best = waiting_.size();
+      for (std::size_t i = 0; i < waiting_.size();) {
+        const auto& key = key_[waiting_[i].index];
+        const double value = reduced(waiting_[i].cost, waiting_[i].entries) - reduced(key.cost, key.entries);
+        if (value >= -eps) {
+          if (best == waiting_.size() - 1) best = i;
+          std::swap(waiting_[i], waiting_.back());
+          waiting_.pop_back();
+          continue;
+        }
+        if (value < gain) {
+          gain = value;
+          best = i;
+        }
+        ++i;
+      }
+      if (gain < -eps) {
+        entering = std::move(waiting_[best]);
+        waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(best));
+        return true;
+      }
+    }
+    waiting_.clear();
     // Round the sets from where the last search ended, a batch at a time; a full round without gain is the optimum.
-    const std::size_t all = sets_.size(), batch = first ? 1 : std::max<std::size_t>(16, all / 16);
-    double gain = -eps;
-    std::size_t at = all;
-    Handle handle = 0;
+    const std::size_t all = sets_.size(), batch = first ? 1 : std::max<std::size_t>(64, all / 8);
     if (first) cursor_ = 0;
-    for (std::size_t seen = 0; seen < all;) {
+    std::vector<std::pair<double, std::pair<std::size_t, Handle>>> gains;
+    for (std::size_t seen = 0; seen < all && gains.empty();) {
       for (std::size_t k = 0; k < batch && seen < all; ++k, ++seen) {
         const std::size_t s = cursor_;
         cursor_ = cursor_ + 1 == all ? 0 : cursor_ + 1;
         const auto best = price(s);
         const double value = best.value - reduced(key_[s].cost, key_[s].entries);
-        if (value < gain) {
-          gain = value;
-          at = s;
-          handle = best.handle;
-        }
+        if (value < -eps) gains.push_back({value, {s, best.handle}});
       }
-      if (at < all) break;
     }
-    if (at == all) return false;
-    auto choice = sets_[at].choices->choice(handle);
-    entering = {Kind::option, static_cast<unsigned>(at), handle, static_cast<double>(choice.cost),
-                std::move(choice.entries)};
+    if (gains.empty()) return false;
+    const std::size_t few = std::min<std::size_t>(gains.size(), most_waiting);
+    std::partial_sort(gains.begin(), gains.begin() + static_cast<std::ptrdiff_t>(few), gains.end());
+    for (std::size_t i = few; i-- > 0;) {
+      const auto [s, handle] = gains[i].second;
+      auto choice = sets_[s].choices->choice(handle);
+      waiting_.push_back({Kind::option, static_cast<unsigned>(s), handle, static_cast<double>(choice.cost),
+                          std::move(choice.entries)});
+    }
+    entering = std::move(waiting_.back());
+    waiting_.pop_back();
     return true;
   }
 
@@ -390,16 +423,17 @@ class Simplex {
   std::vector<double> inverse_, x_, prices_;
   std::vector<bool> slack_basic_;
   std::vector<unsigned> touched_;
+  std::vector<Basic> waiting_;  // options that gained when they were last looked at
   std::size_t cursor_ = 0;
-  double weight_ = 1;
+  double weight_ = 1, penalty_ = 1;
   bool phase_two_ = false;
 };
 
 }  // namespace
 
 LpSolution relax(std::span<const std::int64_t> bounds, std::span<const LpSet> sets, std::span<const Handle> keys,
-                 std::uint64_t most_pivots) {
-  return Simplex(bounds, sets).run(keys, most_pivots);
+                 double penalty, std::uint64_t most_pivots) {
+  return Simplex(bounds, sets).run(keys, penalty, most_pivots);
 }
 
 }  // namespace bulkhead::compaction

@@ -29,8 +29,9 @@ struct LpSolution {
   std::vector<Part> parts = {};  // every choice with an amount above zero, set by set
 };
 
-// `keys`: a choice for each set to start from, or empty.
+// `keys`: a choice for each set to start from, or empty. `penalty`: what a unit short in a row is worth paying at the
+// start, somewhat above what it will be worth in the end; 0: not known.
 LpSolution relax(std::span<const std::int64_t> bounds, std::span<const LpSet> sets, std::span<const Handle> keys,
-                 std::uint64_t most_pivots);
+                 double penalty, std::uint64_t most_pivots);
 
 }  // namespace bulkhead::compaction

@@ -93,6 +93,7 @@ class Asker {
   // may break a limit that the program kept: then it is asked again with less.
   struct Room {
     bool found = false, proven = false, impossible = false;
+    std::size_t stuck = 0;
     Ordered ordered = {};
     std::vector<std::uint64_t> fits = {};
   };
@@ -124,6 +125,7 @@ class Asker {
         out.ordered = std::move(ordered);
         return out;
       }
+      out.stuck = ordered.stuck;
       if (ordered.stuck > 0) return out;
       const auto less = [](std::optional<std::uint64_t>& tightened, const std::optional<std::uint64_t>& limit,
                            std::uint64_t spent) {
@@ -221,7 +223,13 @@ Result<WhatIf> what_if(const Fleet& fleet, std::span<const Wanted> wanted, const
   const auto least = asker.least_unmet(limits, false);
   if (least.solution.found) {
     auto some = asker.room(least.solution.cost, limits, false);
+    all.stuck = std::max(all.stuck, some.stuck);
     out.proven = all.impossible && least.solution.proven && some.found && some.proven;
+    // Where the moves block each other with no free place to step aside, less is asked for; in the end, no move.
+    std::int64_t step = std::numeric_limits<std::int64_t>::max();
+    for (const auto& ask : asker.question().asks) step = std::min(step, ask.weight);
+    for (int tries = 0; tries < 5 && !some.found; ++tries, step *= 2)
+      some = asker.room(least.solution.cost + step, limits, false);
     if (!some.found) some = asker.room(asker.least_unmet({}, true).solution.cost, {}, true);
     if (some.found) fill(out, std::move(some));
   }
@@ -229,6 +237,11 @@ Result<WhatIf> what_if(const Fleet& fleet, std::span<const Wanted> wanted, const
   out.fit = any ? Fit::partly : Fit::no;
   out.why = missing_words(wanted, out);
   if (!out.moves.list.empty()) out.why += fmt::format(", after {}", cost_of(out.moves));
+
+  if (all.stuck > 0)
+    out.why += fmt::format(
+        "; more would with moves, but {} cannot be ordered: places wait for each other and none is free to step aside",
+        counted(all.stuck, "move", "moves"));
 
   // The nearest ways to all of it.
   std::vector<std::string> ways;
