@@ -5,7 +5,6 @@
 #include <limits>
 #include <utility>
 
-#include "base/prng.hpp"
 #include "core/replay/policy.hpp"
 
 namespace bulkhead::replay {
@@ -26,13 +25,13 @@ Score clamped(double score) { return static_cast<Score>(std::clamp(std::trunc(sc
 class Baseline final : public Placer {
  public:
   Baseline(Policy policy, const Cluster& cluster, const Workload& workload, const Fragments& fragments,
-           std::uint64_t seed)
+           const GoRandom& random)
       : policy_(policy),
         cluster_(cluster),
         shapes_(workload.shapes),
         fragments_(fragments),
         blocks_((cluster.size() + kBlock - 1) / kBlock),
-        random_(seed ^ 0x5eed0f7e9011c1e5),
+        random_(random),
         tables_(workload.shapes.size()),
         of_class_(cluster.classes()) {
     if (policy == Policy::gpu_clustering) kinds_.resize(cluster.size());
@@ -126,7 +125,8 @@ class Baseline final : public Placer {
 
   std::optional<std::uint32_t> any(const Table& table) {
     if (table.fitting == 0) return std::nullopt;
-    std::uint64_t skip = random_.below(table.fitting);
+    // The original draws for a choice of one GPU, but not for a choice of one node.
+    std::uint64_t skip = table.fitting == 1 ? 0 : random_.below(static_cast<std::uint32_t>(table.fitting));
     std::size_t block = 0;
     for (; skip >= table.counts[block]; ++block) skip -= table.counts[block];
     std::size_t node = block * kBlock;
@@ -267,7 +267,7 @@ class Baseline final : public Placer {
     }
     if (policy_ == Policy::fgd) return 1U << least_fragments(node, shape).second;
     unsigned chosen = kMostGpusPerNode;
-    std::uint64_t fitting = 0;
+    std::uint32_t fitting = 0;
     for (unsigned g = 0; g < state.gpus; ++g) {
       if (state.left[g] < shape.gpu_milli) continue;
       if (policy_ == Policy::random ? random_.below(++fitting) == 0
@@ -282,7 +282,7 @@ class Baseline final : public Placer {
   const std::vector<Shape>& shapes_;
   const Fragments& fragments_;
   std::size_t blocks_;
-  Prng random_;
+  GoRandom random_;
   std::vector<Table> tables_;
   Table spare_;
   std::size_t kept_ = 0;
@@ -296,8 +296,8 @@ class Baseline final : public Placer {
 }  // namespace
 
 std::unique_ptr<Placer> baseline(Policy policy, const Cluster& cluster, const Workload& workload,
-                                 const Fragments& fragments, std::uint64_t seed) {
-  return std::make_unique<Baseline>(policy, cluster, workload, fragments, seed);
+                                 const Fragments& fragments, const GoRandom& random) {
+  return std::make_unique<Baseline>(policy, cluster, workload, fragments, random);
 }
 
 }  // namespace bulkhead::replay

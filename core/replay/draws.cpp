@@ -4,8 +4,6 @@
 
 #include <fmt/format.h>
 
-#include "core/replay/go_random.hpp"
-
 namespace bulkhead::replay {
 
 namespace {
@@ -47,23 +45,23 @@ class Thinning {
 constexpr int kTimeouts = 10;
 
 // The original names each node by its place in a permutation, and the lesser name wins.
-std::vector<std::uint32_t> shuffled(const NodeList& nodes, GoRandom& random) {
-  std::vector<std::uint32_t> named(nodes.nodes.size());
-  for (std::uint32_t i = 0; i < named.size(); ++i) named[i] = i;
-  std::stable_sort(named.begin(), named.end(), [&](std::uint32_t a, std::uint32_t b) {
+void order_nodes(const NodeList& nodes, Draws& draws) {
+  draws.named.resize(nodes.nodes.size());
+  for (std::uint32_t i = 0; i < draws.named.size(); ++i) draws.named[i] = i;
+  std::stable_sort(draws.named.begin(), draws.named.end(), [&](std::uint32_t a, std::uint32_t b) {
     return nodes.nodes[a].name < nodes.nodes[b].name;
   });
-  for (int i = 0; i < kTimeouts; ++i) (void)random.int63();
-  const std::vector<std::uint32_t> place = random.permutation(static_cast<std::uint32_t>(named.size()));
-  std::vector<std::uint32_t> order(named.size());
-  for (std::size_t i = 0; i < named.size(); ++i) order[place[i]] = named[i];
-  return order;
+  for (int i = 0; i < kTimeouts; ++i) (void)draws.random.int63();
+  const std::vector<std::uint32_t> place =
+      draws.random.permutation(static_cast<std::uint32_t>(draws.named.size()));
+  draws.shuffled.resize(place.size());
+  for (std::size_t i = 0; i < place.size(); ++i) draws.shuffled[place[i]] = draws.named[i];
 }
 
-GoRandom started(std::uint64_t seed) {
-  GoRandom random(seed);
-  (void)random.int63();  // the original prints one
-  return random;
+Draws started(std::uint64_t seed) {
+  Draws draws{{}, {}, {}, GoRandom(seed)};
+  (void)draws.random.int63();  // the original prints one
+  return draws;
 }
 
 }  // namespace
@@ -78,8 +76,8 @@ Result<Draws> sampled(const NodeList& nodes, const PodList& pods, double target,
   std::uint64_t asked = 0;
   for (const Pod& pod : pods.pods) asked += milli_of(pod);
 
-  Draws draws;
-  GoRandom random = started(seed);
+  Draws draws = started(seed);
+  GoRandom& random = draws.random;
   draws.arrivals = named;
   random.shuffle(draws.arrivals);
   if (static_cast<double>(asked) > target) {
@@ -108,13 +106,14 @@ Result<Draws> sampled(const NodeList& nodes, const PodList& pods, double target,
       draws.arrivals.push_back(pod);
     }
   }
-  draws.nodes = shuffled(nodes, random);
+  order_nodes(nodes, draws);
   return draws;
 }
 
-std::vector<std::uint32_t> shuffled_nodes(const NodeList& nodes, std::uint64_t seed) {
-  GoRandom random = started(seed);
-  return shuffled(nodes, random);
+Draws of_nodes(const NodeList& nodes, std::uint64_t seed) {
+  Draws draws = started(seed);
+  order_nodes(nodes, draws);
+  return draws;
 }
 
 }  // namespace bulkhead::replay

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "core/replay/cluster.hpp"
+#include "core/replay/go_random.hpp"
 
 namespace bulkhead::replay {
 
@@ -18,9 +19,9 @@ class Placer {
   virtual void removed(std::uint32_t shape, Spot spot) = 0;
 };
 
-// The published policies. All references must outlive the placer.
+// The published policies; `random` is for the random one. All references must outlive the placer.
 std::unique_ptr<Placer> baseline(Policy policy, const Cluster& cluster, const Workload& workload,
-                                 const Fragments& fragments, std::uint64_t seed);
+                                 const Fragments& fragments, const GoRandom& random);
 // Ours, told the mix of all shapes.
 Result<std::unique_ptr<Placer>> ours(const Cluster& cluster, const Workload& workload);
 

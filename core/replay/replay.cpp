@@ -43,12 +43,13 @@ Status checked(const NodeList& nodes, const PodList& pods, const Options& option
 class Run {
  public:
   static Result<std::unique_ptr<Run>> make(const NodeList& nodes, const PodList& pods, Policy policy,
-                                           const Options& options, const std::vector<std::uint32_t>& order) {
-    auto run = std::unique_ptr<Run>(new Run(nodes, pods, order));
+                                           const Draws& draws) {
+    auto run =
+        std::unique_ptr<Run>(new Run(nodes, pods, policy == Policy::random ? draws.named : draws.shuffled));
     if (policy == Policy::ours) {
       BH_TRY(run->placer_, ours(run->cluster_, run->workload_));
     } else {
-      run->placer_ = baseline(policy, run->cluster_, run->workload_, run->fragments_, options.seed);
+      run->placer_ = baseline(policy, run->cluster_, run->workload_, run->fragments_, draws.random);
     }
     run->outcome_.gpu_milli_total = run->cluster_.milli_total();
     return run;
@@ -178,7 +179,7 @@ Result<Outcome> sample(const NodeList& nodes, const PodList& pods, Policy policy
   BH_CHECK(checked(nodes, pods, options));
   const double target = options.arrived_percent / 100 * static_cast<double>(nodes.gpus() * kWholeGpu);
   BH_TRY(const auto draws, sampled(nodes, pods, target, options.seed));
-  BH_TRY(auto run, Run::make(nodes, pods, policy, options, draws.nodes));
+  BH_TRY(auto run, Run::make(nodes, pods, policy, draws));
   const std::uint64_t total = draws.arrivals.size();
   std::size_t points = 0;  // of the curve so far; point k is at the first arrival beyond k steps
   for (std::uint64_t i = 0; i < total; ++i) {
@@ -201,7 +202,7 @@ Result<Outcome> replay_times(const NodeList& nodes, const PodList& pods, Policy 
     return Error(Errc::invalid, "the list of pods has no creation_time and deletion_time",
                  "sampled arrivals need no times");
   BH_CHECK(checked(nodes, pods, options));
-  BH_TRY(auto run, Run::make(nodes, pods, policy, options, shuffled_nodes(nodes, options.seed)));
+  BH_TRY(auto run, Run::make(nodes, pods, policy, of_nodes(nodes, options.seed)));
   std::vector<std::uint32_t> coming(pods.pods.size()), going;
   for (std::uint32_t i = 0; i < coming.size(); ++i) {
     coming[i] = i;

@@ -141,9 +141,10 @@ inline constexpr std::uint64_t kMostArrivals = 50'000'000;
 // of a pod of several there). If the pods ask for more than that from the start, random ones are left out
 // until they do not. Each arrival is placed or dropped; nobody leaves. Nodes are shuffled too: where a policy
 // has no opinion, the first that fits in that order is taken. All policies see the same arrivals and nodes of
-// a seed, and they are the original's of that seed: its generator is used (seeds count modulo 2^31 - 1). Only
-// the random policy draws from another, base/prng.hpp. The mix of typical pods that FGD and ours are told is
-// counted over the whole list.
+// a seed, and they are the original's of that seed: its generator is used (seeds count modulo 2^31 - 1). The
+// original's random policy draws from a list in an order that its threads make; here it is that of names, so
+// that policy alone comes out near the original's figure of a seed, not on it. The mix of typical pods that
+// FGD and ours are told is counted over the whole list.
 // Errc::invalid: options out of bounds, no GPU in the fleet, no pod with a GPU.
 Result<Outcome> sample(const NodeList& nodes, const PodList& pods, Policy policy, const Options& options,
                        const Progress& progress = {});

@@ -374,8 +374,9 @@ TEST(Policies, ChooseTheFirstOfTheBestNodesWhateverHappened) {
     for (std::uint32_t i = 0; i < order.size(); ++i) order[i] = i;
     for (const Policy policy : kPolicies) {
       Cluster cluster(trace.nodes, order);
-      const auto placer = policy == Policy::ours ? std::move(*ours(cluster, workload))
-                                                 : baseline(policy, cluster, workload, fragments, seed);
+      const auto placer = policy == Policy::ours
+                              ? std::move(*ours(cluster, workload))
+                              : baseline(policy, cluster, workload, fragments, GoRandom(seed));
       std::vector<std::pair<std::uint32_t, Spot>> placed;
       Prng random(seed);
       for (int i = 0; i < 350; ++i) {
