@@ -11,6 +11,7 @@ namespace bulkhead::placement {
 namespace {
 
 constexpr std::size_t taint_set_limit = 4096;
+constexpr std::size_t shape_limit = 4096;  // 40 kB each
 
 Error invalid(std::string what) { return Error(Errc::invalid, std::move(what)); }
 
@@ -166,16 +167,6 @@ Result<HostNo> Engine::State::add_host(Host host) {
       return in(
           Error(Errc::no_capacity, fmt::format("more than {} nodes with shares", fraction::kMostNodes)));
   }
-
-  const auto number = static_cast<HostNo>(hosts.size());
-  state.first = static_cast<GpuNo>(gpus.size());
-  state.gpus = static_cast<std::uint32_t>(count);
-  state.cpu = host.cpu_milli;
-  state.memory = host.memory_mib;
-  for (const auto& text : host.labels) state.labels.push_back(label(text));
-  std::sort(state.labels.begin(), state.labels.end());
-  if (!host.taints.empty()) ++tainted_hosts;
-  state.stamp = ++stamp;
   Shape shape{static_cast<unsigned>(count), host.nvlink, {}, 0};
   for (std::size_t at = 0; at < count; ++at) {
     const Gpu& gpu = host.gpus[at];
@@ -186,12 +177,28 @@ Result<HostNo> Engine::State::add_host(Host host) {
                      [&](const Unit& u) { return u.model == gpu.model; }))
       state.units.push_back({gpu.model, {}});
   }
-  // Fields that no table reads would keep equal hosts apart.
-  if (std::all_of(shape.links.begin(), shape.links.end(), [](std::uint8_t links) { return links == 0; }))
-    shape.links.clear();
-  const auto [known, fresh] = shape_ids.try_emplace(shape, static_cast<std::uint32_t>(shapes.size()));
-  if (fresh) shapes.emplace_back(shape);
-  state.shape = known->second;
+  if (!state.units.empty()) {
+    // An all-zero matrix says what none says.
+    if (std::all_of(shape.links.begin(), shape.links.end(), [](std::uint8_t links) { return links == 0; }))
+      shape.links.clear();
+    if (shapes.size() >= shape_limit && !shape_ids.contains(shape))
+      return in(
+          Error(Errc::no_capacity,
+                fmt::format("more than {} different arrangements of NVLink and NUMA nodes", shape_limit)));
+    const auto [known, fresh] = shape_ids.try_emplace(shape, static_cast<std::uint32_t>(shapes.size()));
+    if (fresh) shapes.emplace_back(shape);
+    state.shape = known->second;
+  }
+
+  const auto number = static_cast<HostNo>(hosts.size());
+  state.first = static_cast<GpuNo>(gpus.size());
+  state.gpus = static_cast<std::uint32_t>(count);
+  state.cpu = host.cpu_milli;
+  state.memory = host.memory_mib;
+  for (const auto& text : host.labels) state.labels.push_back(label(text));
+  std::sort(state.labels.begin(), state.labels.end());
+  if (!host.taints.empty()) ++tainted_hosts;
+  state.stamp = ++stamp;
   host_names.emplace(host.name, number);
   std::vector<Gpu> given = std::move(host.gpus);
   state.given = std::move(host);

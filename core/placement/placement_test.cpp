@@ -1096,6 +1096,15 @@ TEST(Placement, WrongFiguresAreErrorsThatSayWhich) {
   EXPECT_FALSE(engine.release(3).ok());
 }
 
+TEST(Placement, AnUnknownProfileIsRefusedWithThoseThereAre) {
+  Engine engine = fleet(1, Pool::dynamic, 1);
+  const Refusal why = engine.explain(mig_request("9g.90gb"));
+  EXPECT_EQ(why.gpus[static_cast<std::size_t>(Why::profile)], 1U);
+  EXPECT_EQ(
+      why.reasons.at(0).text,
+      "1 of 1 GPUs: no 9g.90gb there; profiles are 1g.10gb, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb");
+}
+
 TEST(Placement, AnEmptyEngineRefuses) {
   Engine engine;
   const auto answer = engine.decide(whole_request(1));

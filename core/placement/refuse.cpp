@@ -66,6 +66,8 @@ std::string Refusal::str() const {
 
 namespace {
 
+constexpr std::size_t names_shown = 16;
+
 struct Most {  // the best of something, and where: the first of equals
   std::int64_t has = -1;
   GpuNo gpu = 0;
@@ -274,9 +276,17 @@ void Engine::State::count_reasons(const Request& r, Refusal& out) const {
       case Why::drained:
         say(why, of("drained"), 0, 0);
         break;
-      case Why::profile:
-        say(why, of(fmt::format("offers no {}", r.profile)), 0, 0);
+      case Why::profile: {
+        std::vector<std::string_view> names;
+        for (const ModelState& model : models) {
+          for (const std::string_view name : model.given.geometry.names()) {
+            if (names.size() < names_shown && std::find(names.begin(), names.end(), name) == names.end())
+              names.push_back(name);
+          }
+        }
+        say(why, of(fmt::format("no {} there; profiles are {}", r.profile, fmt::join(names, ", "))), 0, 0);
         break;
+      }
       case Why::model:
         say(why, of(fmt::format("of a model other than {}", fmt::join(r.models, ", "))), 0, 0);
         break;

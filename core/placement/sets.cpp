@@ -33,9 +33,9 @@ SetTable::SetTable(Shape shape) : shape_(std::move(shape)) {
   // Every subset of every mask, rising, so that the lowest bits win a tie.
   for (std::uint32_t free = 1; free < masks; ++free) {
     for (std::uint32_t set = free & (~free + 1);; set = (set - free) & free) {
-      const SetScore its = score(set, free);
+      const std::uint64_t key = pack(score(set, free));
       Best& best = table_[free * (table_limit + 1) + static_cast<unsigned>(std::popcount(set))];
-      if (best.gpus == 0 || its < best.score) best = {its, pack(its), set};
+      if (best.gpus == 0 || key < best.key) best = {key, set};
       if (set == free) break;
     }
   }
@@ -101,8 +101,8 @@ SetTable::Best SetTable::work_out(std::uint32_t free, unsigned k) const {
     std::uint32_t set = 0;
     for (std::uint32_t bits = pick; bits != 0; bits &= bits - 1)
       set |= 1U << at[static_cast<unsigned>(std::countr_zero(bits))];
-    const SetScore its = score(set, free);
-    if (best.gpus == 0 || its < best.score) best = {its, pack(its), set};
+    const std::uint64_t key = pack(score(set, free));
+    if (best.gpus == 0 || key < best.key) best = {key, set};
     const std::uint32_t low = pick & (~pick + 1), carry = pick + low;
     pick = carry | (((pick ^ carry) >> 2U) / low);
   }

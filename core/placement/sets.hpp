@@ -34,8 +34,7 @@ class SetTable {
  public:
   explicit SetTable(Shape shape);
   struct Best {
-    SetScore score = {};
-    std::uint64_t key = 0;   // orders as score does; also between shapes
+    std::uint64_t key = 0;   // orders as its score does; also between shapes
     std::uint32_t gpus = 0;  // 0: there is none
   };
   // The best k of the free ones (ties: the lowest value of the bits). Up to 8 GPUs a look-up; above, worked
