@@ -132,7 +132,7 @@ int simulate_mig(const Context& context, const SimulateOptions& options) {
     }
   }
   auto names = names_of(options.policies);
-  if (names.empty()) names = {"ours", "ours+3", "mfi", "best-fit", "first-fit", "free"};
+  if (names.empty()) names = {"ours", "ours+3@5", "ours+3", "mfi", "best-fit", "first-fit", "free"};
   std::vector<churn::Policy> policies;
   for (const auto& name : names) {
     auto policy = churn::named_policy(name == "free" ? "repack" : name);
