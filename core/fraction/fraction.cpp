@@ -140,7 +140,7 @@ constexpr std::size_t kBlock = 64;            // cells whose least is kept
 constexpr std::size_t kMostShapes = 1024;     // shapes of tasks with cells of their own
 constexpr std::size_t kMostCells = 1U << 25;  // of all shapes
 constexpr std::size_t kMostKinds = 1024;
-constexpr std::size_t kMemo = 1U << 16;
+constexpr std::size_t kMemo = 1U << 14;
 
 std::uint64_t mixed(std::uint64_t hash, std::uint64_t word) {
   hash = (hash ^ word) * 0x9e3779b97f4a7c15;
@@ -199,6 +199,7 @@ struct Fleet::State {
   // What 64 shapes ask for, for one pass over them.
   struct Asked {
     std::array<std::int32_t, 64> cpu, memory, milli, whole;
+    std::array<std::uint64_t, kModels> models = {};  // bit i of model m: shape i may go there
     Asked() {
       cpu.fill(kNever);  // an empty slot fits nowhere
       memory = milli = whole = {};
@@ -257,7 +258,7 @@ struct Fleet::State {
     }
   }
 
-  // Bit s: shape 64 w + s may fit on the node (models, NUMA and the memory of GPUs are left to cost()).
+  // Bit s: shape 64 w + s may fit on the node (NUMA and the memory of GPUs are left to cost()).
   static std::uint64_t may_fit(const Asked& ask, const Hot& now) {
     std::array<std::uint8_t, 64> fits;
     const std::int32_t cpu = now.drained ? -1 : now.cpu;
@@ -275,7 +276,7 @@ struct Fleet::State {
       for (unsigned j = 0; j < 8; ++j) word |= static_cast<std::uint64_t>(fits[8 * i + j]) << (8 * j);
       bits |= ((word * 0x0102040810204080) >> 56U) << (8 * i);
     }
-    return bits;
+    return bits & ask.models[now.model];
   }
 
   void note(NodeId id) {
@@ -298,6 +299,9 @@ struct Fleet::State {
     if (n == 0 || levels[n - 1] == 0) return 0;
     const Left left{
         .cpu = std::min(cpu, of.most_cpu()), .memory = std::min(memory, of.most_memory()), .gpus = levels};
+    // States with many whole GPUs come back often and are dear to fill in; the others are cheaper than a
+    // miss.
+    if (levels[n - (n + 1) / 2] != kWhole) return of.of(left);
     std::uint64_t hash = mixed(kind, static_cast<std::uint64_t>(left.cpu) << 32U |
                                          static_cast<std::uint64_t>(static_cast<std::uint32_t>(left.memory)));
     const auto words = std::bit_cast<std::array<std::uint64_t, kMostGpus / 4>>(left.gpus);
@@ -438,6 +442,11 @@ struct Fleet::State {
     ask.memory[slot % 64] = static_cast<std::int32_t>(task.memory_mib);
     ask.milli[slot % 64] = task.gpu_milli;
     ask.whole[slot % 64] = task.gpu_milli == kWhole ? static_cast<std::int32_t>(task.num_gpu) : 0;
+    for (unsigned model = 0; model < kModels; ++model) {
+      const auto bit = std::uint64_t{1} << (slot % 64);
+      const bool welcome = task.models == 0 || ((task.models >> model) & 1U) != 0;
+      ask.models[model] = welcome ? ask.models[model] | bit : ask.models[model] & ~bit;
+    }
     index_shapes();
     return fresh;
   }

@@ -1,6 +1,7 @@
 #include "core/fraction/value.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <tuple>
 
@@ -57,7 +58,7 @@ Worth::Worth(const Kind& kind, std::span<const Typical> mix) : gpus_(kind.gpus),
   const std::size_t draws = std::size_t{kDrawsPerGpu} * kind.gpus;
   std::size_t drawn = 0;
   for (unsigned b = 0; b < kBatches; ++b) {
-    auto& batch = batches_[b];
+    auto& batch = batches_[b].draws;
     std::int64_t cpu = 0;
     std::int64_t memory = 0;
     for (std::size_t d = 0; d < draws && !order.empty(); ++d) {
@@ -85,12 +86,25 @@ Worth::Worth(const Kind& kind, std::span<const Typical> mix) : gpus_(kind.gpus),
         std::min<std::int64_t>(std::max<std::int64_t>(most_cpu_, cpu), kMostAmount));
     most_memory_ = static_cast<std::int32_t>(
         std::min<std::int64_t>(std::max<std::int64_t>(most_memory_, memory), kMostAmount));
-    auto& from = from_[b];
-    from.resize(kWhole + 1);
+    auto& from = batches_[b].from;
     std::size_t at = batch.size();
     for (std::int32_t size = 0; size <= kWhole; ++size) {
       while (at > 0 && batch[at - 1].num == 1 && batch[at - 1].size <= size) --at;
-      from[static_cast<std::size_t>(size)] = static_cast<std::uint16_t>(at);
+      from[static_cast<std::size_t>(size)] = static_cast<std::uint8_t>(at);
+    }
+  }
+  while ((most_cpu_ >> cpu_step_) >= static_cast<std::int32_t>(kSteps)) ++cpu_step_;
+  while ((most_memory_ >> memory_step_) >= static_cast<std::int32_t>(kSteps)) ++memory_step_;
+  for (auto& batch : batches_) {
+    for (std::size_t d = 0; d < batch.draws.size(); ++d) {
+      const auto bit = std::uint64_t{1} << (d % 64);
+      const auto& draw = batch.draws[d];
+      for (auto step = static_cast<std::size_t>(draw.cpu >> cpu_step_); step < kSteps; ++step) {
+        batch.cpu[step][d / 64] |= bit;
+      }
+      for (auto step = static_cast<std::size_t>(draw.memory >> memory_step_); step < kSteps; ++step) {
+        batch.memory[step][d / 64] |= bit;
+      }
     }
   }
 }
@@ -99,36 +113,40 @@ std::int32_t Worth::of(const Left& left) const {
   std::int32_t sold = 0;
   const unsigned n = gpus_;
   if (n == 0 || left.gpus[n - 1] == 0) return 0;
-  for (unsigned b = 0; b < kBatches; ++b) {
-    const auto& batch = batches_[b];
-    const auto& from = from_[b];
+  const auto words = (kDrawsPerGpu * n + 63) / 64;
+  for (const auto& batch : batches_) {
     auto gpus = left.gpus;
     std::int32_t cpu = left.cpu;
     std::int32_t memory = left.memory;
-    std::size_t d = gpus[n - 1] == kWhole ? 0 : from[static_cast<std::size_t>(gpus[n - 1])];
-    while (d < batch.size()) {
-      const auto& draw = batch[d];
-      if (draw.num == 1 && draw.size > gpus[n - 1]) {
-        d = from[static_cast<std::size_t>(gpus[n - 1])];
-        if (gpus[n - 1] == 0) break;
-        continue;
+    for (unsigned w = 0; w < words; ++w) {
+      // Draws that may fit now; what is left only shrinks, so a draw that is out stays out.
+      const auto may = [&] {
+        const unsigned from = gpus[n - 1] == kWhole ? 0 : batch.from[static_cast<std::size_t>(gpus[n - 1])];
+        const auto cpus = batch.cpu[static_cast<std::size_t>(cpu >> cpu_step_)][w];
+        const auto memories = batch.memory[static_cast<std::size_t>(memory >> memory_step_)][w];
+        if (from >= 64 * w + 64) return std::uint64_t{0};
+        return cpus & memories & (from > 64 * w ? ~std::uint64_t{0} << (from - 64 * w) : ~std::uint64_t{0});
+      };
+      for (auto mask = may(); mask != 0;) {
+        const auto& draw = batch.draws[64 * w + static_cast<unsigned>(std::countr_zero(mask))];
+        mask &= mask - 1;
+        if (cpu < draw.cpu || memory < draw.memory) continue;
+        if (draw.num == 1) {
+          unsigned at = 0;
+          while (gpus[at] < draw.size) ++at;
+          const auto rest = level_[static_cast<std::size_t>(gpus[at] - draw.size)];
+          for (; at > 0 && gpus[at - 1] > rest; --at) gpus[at] = gpus[at - 1];
+          gpus[at] = rest;
+        } else {
+          if (gpus[n - draw.num] < draw.size) continue;
+          // Sets take whole GPUs, the last ones, and leave nothing of them.
+          for (unsigned at = n; at-- > 0;) gpus[at] = at >= draw.num ? gpus[at - draw.num] : std::int16_t{0};
+        }
+        cpu -= draw.cpu;
+        memory -= draw.memory;
+        sold += draw.num * draw.milli;
+        mask &= may();
       }
-      ++d;
-      if (cpu < draw.cpu || memory < draw.memory) continue;
-      if (draw.num == 1) {
-        unsigned at = 0;
-        while (gpus[at] < draw.size) ++at;
-        const auto rest = level_[static_cast<std::size_t>(gpus[at] - draw.size)];
-        for (; at > 0 && gpus[at - 1] > rest; --at) gpus[at] = gpus[at - 1];
-        gpus[at] = rest;
-      } else {
-        if (gpus[n - draw.num] < draw.size) continue;
-        // Sets take whole GPUs, the last ones, and leave nothing of them.
-        for (unsigned at = n; at-- > 0;) gpus[at] = at >= draw.num ? gpus[at - draw.num] : std::int16_t{0};
-      }
-      cpu -= draw.cpu;
-      memory -= draw.memory;
-      sold += draw.num * draw.milli;
     }
   }
   return sold;

@@ -58,18 +58,29 @@ class Worth {
   std::int32_t most_memory() const { return most_memory_; }
 
   // In the order in which they are tried.
-  std::span<const Draw> batch(unsigned b) const { return batches_[b]; }
+  std::span<const Draw> batch(unsigned b) const { return batches_[b].draws; }
 
   std::int32_t of(const Left& left) const;  // 0 .. kBatches * 16 * kWhole
 
  private:
+  static constexpr unsigned kWords = (kDrawsPerGpu * kMostGpus + 63) / 64;
+  static constexpr unsigned kSteps = 32;
+  using Bits = std::array<std::uint64_t, kWords>;  // bit d: draw d
+  struct Batch {
+    std::vector<Draw> draws;
+    // Draws that may be met from so much CPU or memory, in steps; the last of a step is what counts.
+    std::array<Bits, kSteps> cpu = {};
+    std::array<Bits, kSteps> memory = {};
+    // The first draw that is no set and whose size is at most the index.
+    std::array<std::uint8_t, kWhole + 1> from = {};
+  };
   unsigned gpus_;
   std::vector<std::int16_t> level_;
-  std::array<std::vector<Draw>, kBatches> batches_;
-  // The first draw of the batch that is no set and whose size is at most the index.
-  std::array<std::vector<std::uint16_t>, kBatches> from_;
+  std::array<Batch, kBatches> batches_;
   std::int32_t most_cpu_ = 0;
   std::int32_t most_memory_ = 0;
+  unsigned cpu_step_ = 0;  // powers of two
+  unsigned memory_step_ = 0;
 };
 
 }  // namespace bulkhead::fraction
