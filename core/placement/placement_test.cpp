@@ -1096,6 +1096,34 @@ TEST(Placement, WrongFiguresAreErrorsThatSayWhich) {
   EXPECT_FALSE(engine.release(3).ok());
 }
 
+TEST(Placement, SeveralPartsFitEvenWhereTheBestPlaceOfOneCostsTwo) {
+  // Alone, "a" goes to 1, where it leaves unit 0 to the many that can only start there; three of it need 0, 2
+  // and 4.
+  mig::Geometry geometry{
+      6, {row("a", 1, 1, 3, {0, 1, 2, 3, 4}, 2), row("c", 2, 1, 1, {3}, 3), row("full", 3, 6, 1, {0}, 6)}};
+  for (unsigned id = 4; id < 12; ++id)
+    geometry.profiles.push_back(row(fmt::format("b{}", id).c_str(), id, 1, 1, {0}, 1));
+  Engine engine;
+  ASSERT_TRUE(engine.add_model({"odd", geometry, 0}).ok());
+  Host host;
+  host.name = "h";
+  host.gpus = {gpu_of("g", 0, Pool::dynamic), gpu_of("k", 0, Pool::dynamic)};
+  ASSERT_TRUE(engine.add_host(host).ok());
+  EXPECT_EQ(engine.find(mig_request("a"))->parts[0].start, 1U);
+  for (const Topology topology : {Topology::any, Topology::same_node, Topology::spread_gpus}) {
+    Request r = mig_request("a", 6);
+    r.topology = topology;
+    const auto choice = engine.find(r);
+    ASSERT_TRUE(choice) << name_of(topology);
+    EXPECT_TRUE(engine.commit(r, *choice).ok());
+    EXPECT_FALSE(engine.find(mig_request("a")));
+    ASSERT_TRUE(engine.release(engine.placements().front()).ok());
+  }
+  Request r = mig_request("a", 3);
+  r.topology = Topology::same_gpu;
+  EXPECT_TRUE(engine.find(r));
+}
+
 TEST(Placement, AnUnknownProfileIsRefusedWithThoseThereAre) {
   Engine engine = fleet(1, Pool::dynamic, 1);
   const Refusal why = engine.explain(mig_request("9g.90gb"));
