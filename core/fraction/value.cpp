@@ -93,16 +93,25 @@ Worth::Worth(const Kind& kind, std::span<const Typical> mix) : gpus_(kind.gpus),
       from[static_cast<std::size_t>(size)] = static_cast<std::uint8_t>(at);
     }
   }
-  while ((most_cpu_ >> cpu_step_) >= static_cast<std::int32_t>(kSteps)) ++cpu_step_;
-  while ((most_memory_ >> memory_step_) >= static_cast<std::int32_t>(kSteps)) ++memory_step_;
+  std::int32_t largest_cpu = 0;
+  std::int32_t largest_memory = 0;
+  for (const auto& batch : batches_) {
+    for (const auto& draw : batch.draws) {
+      largest_cpu = std::max(largest_cpu, draw.cpu);
+      largest_memory = std::max(largest_memory, draw.memory);
+    }
+  }
+  while ((largest_cpu >> cpu_step_) >= kSteps) ++cpu_step_;
+  while ((largest_memory >> memory_step_) >= kSteps) ++memory_step_;
   for (auto& batch : batches_) {
     for (std::size_t d = 0; d < batch.draws.size(); ++d) {
       const auto bit = std::uint64_t{1} << (d % 64);
       const auto& draw = batch.draws[d];
-      for (auto step = static_cast<std::size_t>(draw.cpu >> cpu_step_); step < kSteps; ++step) {
+      for (auto step = static_cast<std::size_t>(draw.cpu >> cpu_step_); step < std::size_t{kSteps}; ++step) {
         batch.cpu[step][d / 64] |= bit;
       }
-      for (auto step = static_cast<std::size_t>(draw.memory >> memory_step_); step < kSteps; ++step) {
+      for (auto step = static_cast<std::size_t>(draw.memory >> memory_step_); step < std::size_t{kSteps};
+           ++step) {
         batch.memory[step][d / 64] |= bit;
       }
     }
@@ -122,8 +131,9 @@ std::int32_t Worth::of(const Left& left) const {
       // Draws that may fit now; what is left only shrinks, so a draw that is out stays out.
       const auto may = [&] {
         const unsigned from = gpus[n - 1] == kWhole ? 0 : batch.from[static_cast<std::size_t>(gpus[n - 1])];
-        const auto cpus = batch.cpu[static_cast<std::size_t>(cpu >> cpu_step_)][w];
-        const auto memories = batch.memory[static_cast<std::size_t>(memory >> memory_step_)][w];
+        const auto cpus = batch.cpu[static_cast<std::size_t>(std::min(cpu >> cpu_step_, kSteps - 1))][w];
+        const auto memories =
+            batch.memory[static_cast<std::size_t>(std::min(memory >> memory_step_, kSteps - 1))][w];
         if (from >= 64 * w + 64) return std::uint64_t{0};
         return cpus & memories & (from > 64 * w ? ~std::uint64_t{0} << (from - 64 * w) : ~std::uint64_t{0});
       };

@@ -64,11 +64,11 @@ class Worth {
 
  private:
   static constexpr unsigned kWords = (kDrawsPerGpu * kMostGpus + 63) / 64;
-  static constexpr unsigned kSteps = 32;
+  static constexpr std::int32_t kSteps = 64;
   using Bits = std::array<std::uint64_t, kWords>;  // bit d: draw d
   struct Batch {
     std::vector<Draw> draws;
-    // Draws that may be met from so much CPU or memory, in steps; the last of a step is what counts.
+    // Draws that may be met from so much CPU or memory, in steps up to the largest draw.
     std::array<Bits, kSteps> cpu = {};
     std::array<Bits, kSteps> memory = {};
     // The first draw that is no set and whose size is at most the index.
