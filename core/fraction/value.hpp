@@ -15,8 +15,9 @@
 
 namespace bulkhead::fraction {
 
-// Batches, and draws for each GPU of the node. Both sit on a plateau: 2-64 batches and 4-25 draws differ by
-// less than the seeds do. Fewer draws would miss the rare large sets.
+// Batches, and draws for each GPU of the node. On openb's mixes 4 to 16 batches and 6 to 12 draws sell the
+// same within 0.2 points, where CPU is not scarce; more draws sell less of many small shares, fewer miss the
+// large sets.
 inline constexpr unsigned kBatches = 4;
 inline constexpr unsigned kDrawsPerGpu = 6;
 
