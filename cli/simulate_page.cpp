@@ -149,10 +149,12 @@ Status write_plot(const std::string& path, const std::string& svg) {
 }
 
 int say_stopped(const Context& context, std::size_t done, std::size_t all) {
-  std::fputs(paint(Context{.colour = context.colour && ::isatty(STDERR_FILENO) == 1}, Tone::warn,
-                   fmt::format("Stopped: {} of {} runs were done; the figures are theirs.\n", done, all))
-                 .c_str(),
-             stderr);
+  std::fputs(
+      paint(Context{.colour = context.colour && ::isatty(STDERR_FILENO) == 1}, Tone::warn,
+            done == 0 ? fmt::format("Stopped: 0 of {} runs were done; there are no figures.\n", all)
+                      : fmt::format("Stopped: {} of {} runs were done; the figures are theirs.\n", done, all))
+          .c_str(),
+      stderr);
   return exit_findings;
 }
 

@@ -64,7 +64,7 @@ struct Config {
   double past = 0.5;  // how much the past weighs in a level, 0 (the share now alone: plain DRF) to 1
   std::int64_t sample_ms =
       60'000;  // levels and who is owed are as of the last multiple of it, or the tenant's last change
-  std::int64_t patience_ms = 3600 * 1000;  // 0: nobody is ever owed
+  std::int64_t patience_ms = 3'600'000;  // 0: nobody is ever owed
 };
 
 struct Tenant {
