@@ -187,4 +187,17 @@ else
   claim "train-a received $part % of what both got, although an arbiter was killed with -9 in the middle"
 fi
 
+chapter "10. Would more fit? And what would a policy get out of a fleet?"
+quiet on_twin "$smi" -i 0 -mig 1 # by hand, as somebody else might
+quiet on_twin "$smi" mig -i 0 -cgi 19,19,19 -C
+host "$bulkhead" plan --what-if '7 x 1g.10gb' --adopt
+seen '4 of 7 would' "GPU 0 holds three small slices: of seven more, four would fit"
+wants 1 "what does not fit is an answer with its way out, not an error"
+quiet on_twin "$smi" mig -i 0 -dci
+quiet on_twin "$smi" mig -i 0 -dgi
+shown "$bulkhead" simulate --trace "$examples/traces/openb/openb_pod_list_default.csv" --nodes-file "$examples/traces/openb/openb_node_list_gpu_node.csv" --policy ours,fgd,best-fit --seeds 42..44 --quiet
+use() { awk -v name="$1" '$1 == name { print $3 }' <<<"$out"; }
+awk -v a="$(use bulkhead)" -v b="$(use 06-FGD)" -v c="$(use 05-BestFit)" 'BEGIN { exit !(a > b && b > c && c > 0) }' || broken "bulkhead's rule is ahead of FGD and best-fit"
+claim "8,152 pods of a real cluster on its 6,212 GPUs: $(use bulkhead) % of them in use, $(use 06-FGD) by FGD, $(use 05-BestFit) by best-fit"
+
 printf '\n%sEvery one of %s claims above was checked as it was made.%s\n' "$bold" "$claims" "$reset"
