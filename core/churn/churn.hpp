@@ -56,10 +56,10 @@ Result<Mix> parse_mix(std::string_view text, const mig::Geometry& geometry);
 enum class Rule {
   first_fit,  // the lowest GPU, its lowest start
   best_fit,   // the GPU with fewest free memory slices (then the lowest), its lowest start
-  mfi,   // least growth of the fragmentation score of arXiv 2511.18906 (then the lowest GPU, then the lowest
-         // start)
-  ours,  // core/grid: least growth of F, empty GPUs last; with `moves`, at most so many moves to make room
-         // for a job
+  mfi,  // least growth of a fragmentation score, after arXiv 2511.18906 (then the lowest GPU, then the lowest
+        // start)
+  ours,    // core/grid: least growth of F, empty GPUs last; with `moves`, at most so many moves to make room
+           // for a job
   repack,  // no online rule but a bound: a job is lost only if the fleet could not hold all jobs even moved
            // at will
 };

@@ -54,8 +54,9 @@ Result<Graph> graph_of(const mig::Geometry& geometry, std::span<const std::strin
 // Profiles without a suffix: "1g.10gb" but not "1g.10gb+me".
 bool plain(const mig::Profile& profile);
 
-// The fragmentation score of arXiv 2511.18906 for each state of the graph: for every plain profile that is no
-// larger than the free memory slices, its size for each of its starts that something taken overlaps.
+// A fragmentation score after MFI (arXiv 2511.18906; written from its summary, its own formula may differ)
+// for each state of the graph: for every plain profile that is no larger than the free memory slices, its
+// size for each of its starts that something taken overlaps.
 std::vector<unsigned> mfi_scores(const Graph& graph);
 
 }  // namespace bulkhead::churn

@@ -22,13 +22,13 @@ constexpr std::array<MixRow, 7> mix_rows{{
     {"bimodal",  {45, 5, 5, 5, 5, 35},           "the smallest and the whole, little between"},
     {"large",    {5, 5, 10, 25, 25, 30},         "mostly training: four jobs in five take half a GPU or more"},
     {"packed",   {30, 0, 20, 25, 25, 0},         "no whole GPUs and no double memory: what fits is all in how halves and quarters are laid"},
-    {"skew",     {30, 25, 20, 10, 10, 5},        "the skewed-small distribution of the MIG schedulers' literature (arXiv 2511.18906)"},
+    {"skew",     {30, 25, 20, 10, 10, 5},        "many small ones and few large, as schedulers' papers have it"},
 }};
 
 constexpr std::array<PolicyRow, 8> policy_rows{{
     {"first-fit", {Rule::first_fit, 0}, "the lowest GPU that has a place"},
     {"best-fit",  {Rule::best_fit, 0},  "the fullest GPU that has a place"},
-    {"mfi",       {Rule::mfi, 0},       "least growth of the fragmentation score of arXiv 2511.18906"},
+    {"mfi",       {Rule::mfi, 0},       "least growth of a fragmentation score, after arXiv 2511.18906"},
     {"ours",      {Rule::ours, 0},      "least growth of F, empty GPUs last"},
     {"ours+1",    {Rule::ours, 1},      "the same, and at most 1 move to make room for a job"},
     {"ours+3",    {Rule::ours, 3},      "the same, and at most 3 moves to make room for a job"},
