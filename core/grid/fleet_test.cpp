@@ -14,6 +14,12 @@ namespace bulkhead::grid {
 namespace {
 
 Tables tables_of(const mig::Geometry& geometry) { return Tables::make(geometry).value(); }
+std::vector<std::int64_t> weights_of(const mig::Geometry& geometry) {
+  const Tables tables = tables_of(geometry);
+  std::vector<std::int64_t> out;
+  for (unsigned p = 0; p < tables.profile_count(); ++p) out.push_back(tables.weight(p));
+  return out;
+}
 
 // ---- a fleet that scans: every GPU, every start, legality asked of core/mig, waste counted anew
 struct Naive {
@@ -24,6 +30,7 @@ struct Naive {
     std::uint64_t moved = 0;                               // when it came into its state
   };
   const mig::Geometry& geometry;
+  std::vector<std::int64_t> weights = weights_of(geometry);  // tables_test.cpp holds these
   std::vector<Gpu> gpus = {};
   std::uint64_t clock = 0;
   std::map<std::vector<std::pair<unsigned, unsigned>>, std::int64_t> known = {};
@@ -47,9 +54,11 @@ struct Naive {
     for (const auto& [p, s] : gpu.list)
       instances.push_back({geometry.profiles[p].id, {s, geometry.profiles[p].size}});
     std::int64_t sum = 0;
-    for (const auto& profile : geometry.profiles)
-      sum += profile.size *
+    for (std::size_t p = 0; p < geometry.profiles.size(); ++p) {
+      const auto& profile = geometry.profiles[p];
+      sum += weights[p] *
              (free_of(gpu) - std::int64_t{profile.size} * mig::capacity(geometry, instances, profile.id));
+    }
     return known[gpu.list] = sum;
   }
   // Sets are numbered by instances, then by place bits: profile major, start minor.

@@ -79,7 +79,8 @@ struct Evictions {
 
 class Tables {
  public:
-  // weights: one per profile, at most max_weight; empty: each profile's size. Legal is what mig::legal says
+  // weights: one per profile, at most max_weight; empty: each profile's size, but 0 for one that lies in just
+  // the places of another with more instances (1g.10gb+me beside 1g.10gb). Legal is what mig::legal says
   // (places, max_instances, compute slices, engines). Errors: no profile or no start, a start beyond the
   // grid, more than max_units units, max_places places or max_sets sets.
   static Result<Tables> make(const mig::Geometry& geometry, std::span<const unsigned> weights = {});

@@ -19,6 +19,23 @@ void each_bit(std::uint64_t bits, const Visit& visit) {
 
 }  // namespace
 
+namespace {
+// Whether another profile lies in just the same places and is there more often (1g.10gb beside 1g.10gb+me):
+// what one cannot use the other cannot either, and counting it twice would make small holes look dearer than
+// they are.
+bool shadowed(const mig::Geometry& geometry, std::size_t p) {
+  const mig::Profile& profile = geometry.profiles[p];
+  for (std::size_t q = 0; q < geometry.profiles.size(); ++q) {
+    const mig::Profile& other = geometry.profiles[q];
+    if (q == p || other.size != profile.size || other.starts != profile.starts) continue;
+    if (other.max_instances > profile.max_instances ||
+        (other.max_instances == profile.max_instances && q < p))
+      return true;
+  }
+  return false;
+}
+}  // namespace
+
 Result<Tables> Tables::make(const mig::Geometry& geometry, std::span<const unsigned> weights) {
   const auto refuse = [](std::string why) {
     return Error(Errc::invalid, "MIG geometry: " + why, "compare with: nvidia-smi mig -lgipp");
@@ -51,7 +68,7 @@ Result<Tables> Tables::make(const mig::Geometry& geometry, std::span<const unsig
     for (const unsigned start : profile.starts)
       tables.places_.push_back({static_cast<std::uint8_t>(p), static_cast<std::uint8_t>(start),
                                 static_cast<std::uint8_t>(profile.size), ones << start});
-    const unsigned weight = weights.empty() ? profile.size : weights[p];
+    const unsigned weight = weights.empty() ? (shadowed(geometry, p) ? 0 : profile.size) : weights[p];
     if (weight > max_weight)
       return refuse(fmt::format("weight {} of {}, wanted at most {}", weight, profile.name, max_weight));
     tables.weights_.push_back(weight);

@@ -201,7 +201,7 @@ TEST(GridTables, packing_and_waste_are_what_trying_everything_finds_in_every_sta
         const unsigned most = most_that_fit(model.geometry, list, p);
         ASSERT_EQ(tables.maxpack(set, p), most) << model.name << " set " << s << " profile " << p;
         const auto size = static_cast<std::int32_t>(tables.size(p));
-        waste += size *
+        waste += static_cast<std::int32_t>(tables.weight(p)) *
                  (static_cast<std::int32_t>(tables.free_units(set)) - size * static_cast<std::int32_t>(most));
       }
       ASSERT_EQ(tables.waste(set), waste);
@@ -283,6 +283,15 @@ TEST(GridTables, weights_other_than_the_sizes_are_taken) {
   EXPECT_EQ(tables.growth(0, *tables.place_of(0, 0)), 3);
   EXPECT_EQ(tables.ranked(0).back().set, 0);
   EXPECT_EQ(tables.places()[tables.ranked(0).back().place].start, 4);
+}
+
+TEST(GridTables, a_profile_in_the_places_of_another_counts_once) {
+  const mig::Geometry geometry = h100();
+  const Tables tables = tables_of(geometry);
+  for (unsigned p = 0; p < tables.profile_count(); ++p) {
+    const bool shadow = geometry.profiles[p].name == "1g.10gb+me";
+    EXPECT_EQ(tables.weight(p), shadow ? 0 : geometry.profiles[p].size) << geometry.profiles[p].name;
+  }
 }
 
 TEST(GridTables, a_geometry_that_cannot_be_is_refused_with_the_reason) {
