@@ -2,6 +2,36 @@
 // chain. One SQLite database (WAL, synchronous=FULL, STRICT tables) beside the journal; one writer. Changes
 // come in batches: commit() makes all of a batch durable with one fsync, or none of it. A database that is
 // damaged, foreign or newer is refused and left as it is.
+//
+// The chain. hash(n) is the SHA-256 of eleven strings, each with its length in bytes before it as 8 bytes,
+// most significant first: hash(n - 1) (32 bytes, all zero for n = 1), then the columns of table `audit` as
+// they are stored: id and at_ms (milliseconds since 1970) as decimal digits, user, role, tenant, origin,
+// verb, what, outcome, and detail (JSON, byte for byte). Table `audit_head` keeps the last id and hash. So,
+// with nothing of ours:
+//
+//   import hashlib, sqlite3, sys
+//   db = sqlite3.connect("file:" + sys.argv[1] + "?mode=ro", uri=True)
+//   db.text_factory = bytes
+//   last = (0, bytes(32))
+//   for row in db.execute("SELECT id, at_ms, user, role, tenant, origin, verb, what, outcome, detail, hash "
+//                         "FROM audit ORDER BY id"):
+//       h = hashlib.sha256()
+//       for field in (last[1], *row[:10]):
+//           b = field if isinstance(field, bytes) else str(field).encode()
+//           h.update(len(b).to_bytes(8, "big") + b)
+//       if row[0] != last[0] + 1 or row[10] != h.digest():
+//           sys.exit("line %d does not fit" % row[0])
+//       last = (row[0], row[10])
+//   if db.execute("SELECT id, hash FROM audit_head").fetchall() != [last]:
+//       sys.exit("the end does not fit")
+//   print(*last[:1], last[1].hex())
+//
+// What it proves: whoever changes, drops or puts in lines without computing anew every hash behind them and
+// the head is found. What it cannot: no secret goes into it, so whoever may write the file can compute all
+// of it anew, or cut off the end and set `audit_head` to match, and no look at this file alone will tell. A
+// head that was written down elsewhere will: the chain proves every line up to a (id, hash) of which an
+// operator keeps a copy (audit_after(id - 1, 1) returns it), and nothing behind it. Neither is anything
+// proved of the other tables: the log says what was done, they are what is.
 #pragma once
 
 #include <array>
@@ -21,7 +51,18 @@ namespace bulkhead::book {
 
 using Hash = std::array<std::uint8_t, 32>;  // SHA-256
 
-// Records are JSON of the core nouns: the book keeps them and does not read them.
+// The bounds of what is kept. A batch beyond one of them is refused whole (Errc::invalid), so what comes from
+// tenants is measured before it joins a batch: fits().
+inline constexpr std::size_t most_in_batch = 16'384;  // entries of all kinds together
+inline constexpr std::size_t name_bytes = 256;        // names, users, roles, keys, ids, verbs
+inline constexpr std::size_t text_bytes = 4'096;      // notes; what, outcome and from of an audit line
+inline constexpr std::size_t detail_bytes = 65'536;   // detail of an audit line
+inline constexpr std::size_t body_bytes = 1U << 20U;  // a record, a setting, the answer of a key
+inline constexpr unsigned json_depth = 32;            // containers in one another
+inline constexpr std::size_t page_rows = 10'000;      // more are not returned at once, whatever is asked
+
+// Records are JSON of the core nouns: the book keeps them and does not read them, but for one member of a
+// lease: one whose "state" is "ended" or "failed" is over.
 struct Record {
   std::int64_t id = 0;  // of a lease; 0 where the name is the key
   std::string name = {};
@@ -38,8 +79,7 @@ struct Token {
   std::string note = {};
 };
 
-// One line of the audit log. hash = SHA-256(previous hash, then every field, each with its length before it),
-// so that a line changed, dropped or put in breaks the chain.
+// One line of the audit log.
 struct Audit {
   std::int64_t id = 0;  // counts from 1 without a gap; also the id of the event streams
   WallTime at = {};
@@ -58,7 +98,8 @@ struct Key {  // an idempotency key and the answer it got
   WallTime at = {};
 };
 
-// What one batch writes. In order; a record replaces the one with its id or name.
+// What one batch writes, in this order; a record replaces the one with its id or name. A tenant in both lists
+// is gone.
 struct Batch {
   std::vector<Record> tenants = {}, leases = {};
   std::vector<std::string> tenants_gone = {};
@@ -69,6 +110,10 @@ struct Batch {
   bool empty() const;
 };
 
+// Within the bounds? An Error names the entry and the bound.
+Status fits(const Batch& batch);
+
+// One thread at a time. Another thread or process that only reads opens a Book of its own.
 class Book {
  public:
   enum class Access { read_only, read_write };
@@ -80,7 +125,10 @@ class Book {
     return directory / "book.db";
   }
 
-  // Durable when it returns; on an error nothing of it is. Fills in the ids and hashes of batch.audit.
+  // Durable when it returns; on an error nothing of it is, and batch is as it was. Fills in the ids and hashes
+  // of batch.audit. After a failed fsync the kernel may yet bring to disk what was taken back: it is wiped out
+  // of the WAL at once, or else before anything else is written; killed between, the batch may be found whole
+  // after all (the message says so).
   Status commit(Batch& batch);
 
   Result<std::vector<Record>> tenants();
@@ -95,10 +143,12 @@ class Book {
   Result<std::int64_t> last_lease_id();
   Result<std::vector<Audit>> audit_after(std::int64_t id, std::size_t most);
   Result<std::int64_t> last_audit_id();
-  // Drops keys older than `before`; audit lines are never dropped.
+  // Drops keys older than `before`, and brings the WAL into the file, so that a commit need not: to be called
+  // when there is little to do. Audit lines are never dropped.
   Status forget_keys(WallTime before);
 
-  // Walks the chain. Errc::corrupt names the first line that does not fit and why.
+  // Walks the chain, a line at a time in memory, on one snapshot: commits of another Book go on meanwhile.
+  // Errc::corrupt names the first line that does not fit and why.
   Result<std::int64_t> verify();  // lines read
 
  private:
