@@ -109,8 +109,7 @@ constexpr const char* get_tenants = "SELECT name, body FROM tenants ORDER BY nam
 constexpr const char* get_leases = "SELECT id, body FROM leases ORDER BY id";
 constexpr const char* get_leases_not_over = "SELECT id, body FROM leases WHERE over = 0 ORDER BY id";
 constexpr const char* get_lease = "SELECT id, body FROM leases WHERE id = ?";
-constexpr const char* get_leases_page =
-    "SELECT id, body FROM leases WHERE id < ? ORDER BY id DESC LIMIT ?";
+constexpr const char* get_leases_page = "SELECT id, body FROM leases WHERE id < ? ORDER BY id DESC LIMIT ?";
 constexpr const char* get_tokens =
     "SELECT id, secret, user, role, tenant, certificate, created_ms, expires_ms, revoked_ms, note "
     "FROM tokens ORDER BY id";
@@ -276,7 +275,7 @@ Status fits(const Batch& batch) {
 struct Book::Database {
   std::unique_ptr<sqlite::Database> sql = {};
   std::map<const char*, std::unique_ptr<Statement>> kept = {};  // by the constants above
-  bool doubtful = false;  // a COMMIT failed, and the WAL may hold it
+  bool doubtful = false;                                        // a COMMIT failed, and the WAL may hold it
 
   // A kept statement in use: reset afterwards, so that no read stays open; one that failed is made anew.
   class Use {
@@ -371,8 +370,8 @@ struct Book::Database {
     return Head{.id = use->integer(0), .hash = *hash};
   }
 
-  // A COMMIT that failed at its fsync has left a whole transaction in the WAL, which a recovery would take for
-  // a commit. Only what came before it is brought into the file, and the WAL is emptied.
+  // A COMMIT that failed at its fsync has left a whole transaction in the WAL, which a recovery would take
+  // for a commit. Only what came before it is brought into the file, and the WAL is emptied.
   Status settle() {
     const int code =
         sqlite3_wal_checkpoint_v2(sql->handle(), nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr);
@@ -619,12 +618,11 @@ Result<std::int64_t> Book::Database::walk() {
     const std::int64_t due = at.id + 1;
     if (found.id < due) return damaged(fmt::format("audit line {} was put in: lines count from 1", found.id));
     if (found.id > end.id && due > end.id) {
-      return damaged(
-          fmt::format("audit line {} was put in: the log ends at line {}", found.id, end.id));
+      return damaged(fmt::format("audit line {} was put in: the log ends at line {}", found.id, end.id));
     }
     if (found.id > due) {
-      return damaged(fmt::format("audit line {} is missing: it was dropped, {} follows {}", due, found.id,
-                                 at.id));
+      return damaged(
+          fmt::format("audit line {} is missing: it was dropped, {} follows {}", due, found.id, at.id));
     }
     if (chained(at.hash, found, use->text(9)) != found.hash) {
       return damaged(fmt::format(
