@@ -316,7 +316,7 @@ struct Book::Database {
   }
 
   Result<Json> json(const std::string& text, const std::string& what) const {
-    auto value = parse_json(text, json_depth * 2);
+    auto value = parse_json(text, std::size_t{json_depth} * 2);
     if (!value.ok()) return damaged(fmt::format("{}: {}", what, value.error().message()));
     return value;
   }

