@@ -12,6 +12,7 @@
 //   import hashlib, sqlite3, sys
 //   db = sqlite3.connect("file:" + sys.argv[1] + "?mode=ro", uri=True)
 //   db.text_factory = bytes
+//   db.execute("BEGIN")  # one moment, though the daemon goes on
 //   last = (0, bytes(32))
 //   for row in db.execute("SELECT id, at_ms, user, role, tenant, origin, verb, what, outcome, detail, hash "
 //                         "FROM audit ORDER BY id"):
