@@ -1097,21 +1097,19 @@ TEST(Placement, WrongFiguresAreErrorsThatSayWhich) {
 }
 
 TEST(Placement, SeveralPartsFitEvenWhereTheBestPlaceOfOneCostsTwo) {
-  // Alone, "a" goes to 1, where it leaves unit 0 to the many that can only start there; three of it need 0, 2
-  // and 4.
-  mig::Geometry geometry{
-      6, {row("a", 1, 1, 3, {0, 1, 2, 3, 4}, 2), row("c", 2, 1, 1, {3}, 3), row("full", 3, 6, 1, {0}, 6)}};
-  for (unsigned id = 4; id < 12; ++id)
-    geometry.profiles.push_back(row(fmt::format("b{}", id).c_str(), id, 1, 1, {0}, 1));
+  // Alone, "a" goes to 3, the one place that leaves both "b" and "c" theirs; four of it need 0, 2, 4 and 6.
+  const mig::Geometry geometry{8,
+                               {row("a", 1, 1, 4, {0, 1, 2, 3, 4, 5, 6}, 2), row("b", 2, 1, 1, {0}, 3),
+                                row("c", 3, 1, 1, {5}, 3), row("full", 4, 8, 1, {0}, 8)}};
   Engine engine;
   ASSERT_TRUE(engine.add_model({"odd", geometry, 0}).ok());
   Host host;
   host.name = "h";
   host.gpus = {gpu_of("g", 0, Pool::dynamic), gpu_of("k", 0, Pool::dynamic)};
   ASSERT_TRUE(engine.add_host(host).ok());
-  EXPECT_EQ(engine.find(mig_request("a"))->parts[0].start, 1U);
+  EXPECT_EQ(engine.find(mig_request("a"))->parts[0].start, 3U);
   for (const Topology topology : {Topology::any, Topology::same_node, Topology::spread_gpus}) {
-    Request r = mig_request("a", 6);
+    Request r = mig_request("a", 8);
     r.topology = topology;
     const auto choice = engine.find(r);
     ASSERT_TRUE(choice) << name_of(topology);
@@ -1119,7 +1117,7 @@ TEST(Placement, SeveralPartsFitEvenWhereTheBestPlaceOfOneCostsTwo) {
     EXPECT_FALSE(engine.find(mig_request("a")));
     ASSERT_TRUE(engine.release(engine.placements().front()).ok());
   }
-  Request r = mig_request("a", 3);
+  Request r = mig_request("a", 4);
   r.topology = Topology::same_gpu;
   EXPECT_TRUE(engine.find(r));
 }
