@@ -79,6 +79,7 @@ struct Limits {
   std::chrono::milliseconds write_time{30'000};  // without one byte taken
   std::size_t requests = 10'000;                 // on one connection
   std::size_t waiting_frames = 256;              // of one stream
+  std::size_t bodies = 128 << 20;                // bytes of all bodies being read; beyond: 503
   std::chrono::milliseconds heartbeat{15'000};
 };
 
