@@ -172,8 +172,10 @@ Task canonical(Task task) {
 // How it stays fast: a cost is a function of the shape of the task and the state of the node, and an event
 // changes one node. Each shape keeps the cost on every node (a cell), the least of each block of cells, and a
 // list of nodes to look at again before the next answer. A changed node joins the lists of those shapes that
-// may fit there now, or did when last looked at: on a full fleet that is few. The worth of a state is kept in
-// a memo of fixed size. Nothing is approximated: the answer is that of a scan over all nodes.
+// may fit there now, or did when last looked at: on a full fleet that is few. Most of those are nowhere near
+// the best, so a cell first gets a bound that its cost cannot go below, and the cost itself only when the
+// bound is the least of all cells. The worth of a state is kept in a memo of fixed size. Nothing is
+// approximated: the answer is that of a scan over all nodes.
 struct Fleet::State {
   struct alignas(64) Hot {
     std::int32_t cpu = 0;
@@ -187,6 +189,13 @@ struct Fleet::State {
     bool drained = false;
     std::array<std::int16_t, kMostGpus> levels = {};  // ascending
   };
+  // Of each GPU: milli free, and free memory as milli of all of it, rounded down. Of all: the sum of
+  // Worth::alone over their levels.
+  struct alignas(64) Limits {
+    std::array<std::int16_t, kMostGpus> milli = {};
+    std::array<std::int16_t, kMostGpus> memory = {};
+    Worth::Caps sold = {};
+  };
   struct Shape {
     Task task = {};
     std::uint64_t hash = 0;
@@ -195,6 +204,8 @@ struct Fleet::State {
     std::vector<std::int32_t> cells = {};
     std::vector<std::int32_t> least = {};
     std::vector<NodeId> stale = {};  // no node twice
+    std::vector<std::int16_t> memory =
+        {};  // of each kind: the memory of a GPU it wants, in milli of all of it
   };
   // What 64 shapes ask for, for one pass over them.
   struct Asked {
@@ -204,6 +215,12 @@ struct Fleet::State {
       cpu.fill(kNever);  // an empty slot fits nowhere
       memory = milli = whole = {};
     }
+  };
+  // Of 64 shapes on one node.
+  struct Marks {
+    std::uint64_t finite = 0;  // the cell is not kNever
+    std::uint64_t queued = 0;  // the node is in the stale list
+    std::uint64_t bound = 0;   // the cell is not the cost, but no more than it
   };
   struct Remembered {
     Left left = {};
@@ -218,25 +235,32 @@ struct Fleet::State {
   std::vector<Node> nodes;
   std::vector<Free> frees;
   std::vector<Hot> hot;
+  std::vector<Limits> limits;
   std::vector<Kind> kinds;
   std::vector<Worth> worths;  // one for each kind
   std::vector<Remembered> memo = std::vector<Remembered>(kMemo);
   std::vector<Shape> shapes;
-  std::vector<std::uint32_t> table;   // open addressing: shape + 1
-  std::vector<Asked> asked;           // of shapes 64 w .. 64 w + 63
-  std::vector<std::uint64_t> finite;  // bit s of node n, asked.size() words a node: the cell is not kNever
-  std::vector<std::uint64_t> queued;  // the node is in the stale list
+  std::vector<std::uint32_t> table;  // open addressing: shape + 1
+  std::vector<Asked> asked;          // of shapes 64 w .. 64 w + 63
+  std::vector<Marks> marks;          // asked.size() of a node
   std::uint64_t asks = 0;
   Mix mix;
   std::int64_t total = 0;
   std::int64_t used = 0;
 
+  static std::int32_t memory_milli(const Node& node, std::int64_t mib) {
+    if (node.gpu_memory_mib == 0 || mib == node.gpu_memory_mib) return kWhole;
+    return static_cast<std::int32_t>(mib * kWhole / node.gpu_memory_mib);
+  }
+
   std::int32_t level_milli(NodeId id, unsigned g) const {
     const auto& node = nodes[id];
     const auto& free = frees[id];
-    if (node.gpu_memory_mib == 0) return free.gpu_milli[g];
-    return std::min(free.gpu_milli[g],
-                    static_cast<std::int32_t>(free.gpu_memory_mib[g] * kWhole / node.gpu_memory_mib));
+    return std::min(free.gpu_milli[g], memory_milli(node, free.gpu_memory_mib[g]));
+  }
+
+  static void add(Worth::Caps& to, const Worth::Caps& what, int sign) {
+    for (unsigned b = 0; b < kBatches; ++b) to[b] = static_cast<std::int16_t>(to[b] + sign * what[b]);
   }
 
   void refresh(NodeId id) {
@@ -246,12 +270,18 @@ struct Fleet::State {
     now.cpu = static_cast<std::int32_t>(free.cpu_milli);
     now.memory = static_cast<std::int32_t>(free.memory_mib);
     now.worth = -1;
+    limits[id].sold = {};
     now.fullest = 0;
     now.whole = 0;
     for (unsigned g = 0; g < node.gpus; ++g) {
       now.fullest = std::max(now.fullest, static_cast<std::int16_t>(free.gpu_milli[g]));
       now.whole = static_cast<std::uint8_t>(now.whole + (free.gpu_milli[g] == kWhole ? 1 : 0));
-      const auto level = worths[now.kind].level(level_milli(id, g));
+      const auto milli = level_milli(id, g);
+      const auto level = worths[now.kind].level(milli);
+      limits[id].milli[g] = static_cast<std::int16_t>(free.gpu_milli[g]);
+      limits[id].memory[g] = static_cast<std::int16_t>(
+          milli < free.gpu_milli[g] ? milli : memory_milli(node, free.gpu_memory_mib[g]));
+      add(limits[id].sold, worths[now.kind].alone(level), 1);
       unsigned at = g;
       for (; at > 0 && now.levels[at - 1] > level; --at) now.levels[at] = now.levels[at - 1];
       now.levels[at] = level;
@@ -283,9 +313,9 @@ struct Fleet::State {
     refresh(id);
     const auto words = asked.size();
     for (std::size_t w = 0; w < words; ++w) {
-      auto& waiting = queued[id * words + w];
-      auto fresh = (may_fit(asked[w], hot[id]) | finite[id * words + w]) & ~waiting;
-      waiting |= fresh;
+      auto& mark = marks[id * words + w];
+      auto fresh = (may_fit(asked[w], hot[id]) | mark.finite) & ~mark.queued;
+      mark.queued |= fresh;
       for (; fresh != 0; fresh &= fresh - 1) {
         shapes[64 * w + static_cast<std::size_t>(std::countr_zero(fresh))].stale.push_back(id);
       }
@@ -293,7 +323,7 @@ struct Fleet::State {
   }
 
   std::int32_t worth(std::uint32_t kind, std::int32_t cpu, std::int32_t memory,
-                     const std::array<std::int16_t, kMostGpus>& levels) {
+                     const std::array<std::int16_t, kMostGpus>& levels, std::int32_t enough = 0) {
     const auto& of = worths[kind];
     const unsigned n = kinds[kind].gpus;
     if (n == 0 || levels[n - 1] == 0) return 0;
@@ -301,7 +331,7 @@ struct Fleet::State {
         .cpu = std::min(cpu, of.most_cpu()), .memory = std::min(memory, of.most_memory()), .gpus = levels};
     // States with many whole GPUs come back often and are dear to fill in; the others are cheaper than a
     // miss.
-    if (levels[n - (n + 1) / 2] != kWhole) return of.of(left);
+    if (levels[n - (n + 1) / 2] != kWhole) return of.of(left, enough);
     std::uint64_t hash = mixed(kind, static_cast<std::uint64_t>(left.cpu) << 32U |
                                          static_cast<std::uint64_t>(static_cast<std::uint32_t>(left.memory)));
     const auto words = std::bit_cast<std::array<std::uint64_t, kMostGpus / 4>>(left.gpus);
@@ -313,21 +343,78 @@ struct Fleet::State {
     return remembered.worth;
   }
 
+  std::int32_t worth_now(NodeId id) {
+    auto& now = hot[id];
+    if (now.worth < 0) now.worth = worth(now.kind, now.cpu, now.memory, now.levels);
+    return now.worth;
+  }
+
+  // No more than cost(): the worth after it is not filled in, only bounded. kNever only if that is the cost.
+  std::int32_t bound(const Shape& shape, NodeId id) {
+    const auto& task = shape.task;
+    const auto& now = hot[id];
+    if (now.cpu < task.cpu_milli || now.memory < task.memory_mib || now.drained) return kNever;
+    const unsigned n = now.gpus;
+    if (task.num_gpu != 0) {
+      if (now.fullest < task.gpu_milli) return kNever;
+      if (task.models != 0 && ((task.models >> now.model) & 1U) == 0) return kNever;
+      if (task.gpu_milli == kWhole && now.whole < task.num_gpu) return kNever;
+    }
+    const auto before = worth_now(id);
+    if (before == 0) return 0;
+    const auto& of = worths[now.kind];
+    const auto rows = of.rows(now.cpu - static_cast<std::int32_t>(task.cpu_milli),
+                              now.memory - static_cast<std::int32_t>(task.memory_mib));
+    std::int32_t after = -1;
+    if (task.num_gpu == 0) {
+      after = of.at_most(rows, limits[id].sold, now.levels[n - 1], now.whole);
+    } else if (task.gpu_milli == kWhole) {
+      auto sold = limits[id].sold;
+      for (unsigned at = n - task.num_gpu; at < n; ++at) add(sold, of.alone(now.levels[at]), -1);
+      const auto top = task.num_gpu == n ? std::int16_t{0} : now.levels[n - task.num_gpu - 1];
+      after = of.at_most(rows, sold, top, now.whole - task.num_gpu);
+    } else {
+      const auto& each = limits[id];
+      const std::int32_t memory = shape.memory[now.kind];
+      const auto second = n > 1 ? now.levels[n - 2] : std::int16_t{0};
+      std::int32_t last_milli = -1;
+      std::int32_t last_memory = -1;
+      for (unsigned g = 0; g < n; ++g) {
+        const std::int32_t has = each.milli[g];
+        const std::int32_t has_memory = each.memory[g];
+        if (has < task.gpu_milli || has_memory < memory) continue;
+        if (has == last_milli && has_memory == last_memory) continue;
+        last_milli = has;
+        last_memory = has_memory;
+        const auto from = of.level(std::min(has, has_memory));
+        const auto to = of.level(std::min(has - task.gpu_milli, has_memory - memory));
+        const auto top = from == now.levels[n - 1] ? std::max(second, to) : now.levels[n - 1];
+        auto sold = each.sold;
+        add(sold, of.alone(from), -1);
+        add(sold, of.alone(to), 1);
+        after = std::max(after, of.at_most(rows, sold, top, now.whole - (has == kWhole ? 1U : 0U)));
+      }
+      if (after < 0) return kNever;
+    }
+    return (before - after) * static_cast<std::int32_t>(kMostGpus);
+  }
+
   // What placing the task there takes from the worth of the node, times kMostGpus, plus the NUMA nodes it
-  // spans beyond the first; and on which GPUs.
-  Cost cost(const Task& task, NodeId id) {
+  // spans beyond the first; and on which GPUs. Above `limit` the cost may be told too low, but above it
+  // still.
+  Cost cost(const Task& task, NodeId id, std::int32_t limit = kNever) {
     auto& now = hot[id];
     if (now.cpu < task.cpu_milli || now.memory < task.memory_mib || now.drained) return {};
     const auto cpu = now.cpu - static_cast<std::int32_t>(task.cpu_milli);
     const auto memory = now.memory - static_cast<std::int32_t>(task.memory_mib);
-    const auto before = [&] {
-      if (now.worth < 0) now.worth = worth(now.kind, now.cpu, now.memory, now.levels);
-      return now.worth;
-    };
+    const auto before = [&] { return worth_now(id); };
+    // The least worth after it that keeps the cost within the limit.
+    const auto enough = [&](std::int32_t within) { return within == kNever ? 0 : now.worth - (within >> 4); };
+    static_assert(kMostGpus == 1U << 4U);
     const auto priced = [](std::int32_t loss) { return loss * static_cast<std::int32_t>(kMostGpus); };
     if (task.num_gpu == 0) {
       if (before() == 0) return {.cost = 0, .gpus = 0};
-      return {.cost = priced(now.worth - worth(now.kind, cpu, memory, now.levels)), .gpus = 0};
+      return {.cost = priced(now.worth - worth(now.kind, cpu, memory, now.levels, enough(limit))), .gpus = 0};
     }
     if (now.fullest < task.gpu_milli) return {};
     if (task.models != 0 && ((task.models >> now.model) & 1U) == 0) return {};
@@ -343,7 +430,7 @@ struct Fleet::State {
       const unsigned n = now.gpus;
       for (unsigned at = n; at-- > 0;)
         levels[at] = at >= task.num_gpu ? levels[at - task.num_gpu] : std::int16_t{0};
-      const auto loss = before() == 0 ? 0 : now.worth - worth(now.kind, cpu, memory, levels);
+      const auto loss = before() == 0 ? 0 : now.worth - worth(now.kind, cpu, memory, levels, enough(limit));
       return {.cost = priced(loss) + spans(node, gpus) - 1, .gpus = gpus};
     }
     Cost best;
@@ -375,7 +462,7 @@ struct Fleet::State {
           for (; at > 0 && levels[at - 1] > to; --at) levels[at] = levels[at - 1];
           levels[at] = to;
         }
-        loss = priced(now.worth - worth(now.kind, cpu, memory, levels));
+        loss = priced(now.worth - worth(now.kind, cpu, memory, levels, enough(std::min(limit, best.cost))));
       }
       if (best.cost == kNever || loss < best.cost || (loss == best.cost && milli < best_milli)) {
         best = {.cost = loss, .gpus = 1U << g};
@@ -437,6 +524,7 @@ struct Fleet::State {
     fresh.hash = hash;
     fresh.asked = ++asks;
     fresh.all = true;
+    fresh.memory.clear();
     auto& ask = asked[slot / 64];
     ask.cpu[slot % 64] = static_cast<std::int32_t>(task.cpu_milli);
     ask.memory[slot % 64] = static_cast<std::int32_t>(task.memory_mib);
@@ -456,15 +544,11 @@ struct Fleet::State {
     const auto words = asked.size();
     if (shapes.size() <= 64 * words) return;
     const auto wider = std::max<std::size_t>(2 * words, 1);
-    const auto spread = [&](std::vector<std::uint64_t>& bits) {
-      std::vector<std::uint64_t> wide(nodes.size() * wider, 0);
-      for (std::size_t id = 0; id < nodes.size(); ++id) {
-        for (std::size_t w = 0; w < words; ++w) wide[id * wider + w] = bits[id * words + w];
-      }
-      bits = std::move(wide);
-    };
-    spread(finite);
-    spread(queued);
+    std::vector<Marks> wide(nodes.size() * wider);
+    for (std::size_t id = 0; id < nodes.size(); ++id) {
+      for (std::size_t w = 0; w < words; ++w) wide[id * wider + w] = marks[id * words + w];
+    }
+    marks = std::move(wide);
     asked.resize(wider);
   }
 
@@ -472,50 +556,71 @@ struct Fleet::State {
   void forget_shapes() {
     shapes.clear();
     asked.clear();
-    finite.clear();
-    queued.clear();
+    marks.clear();
     index_shapes();
   }
 
-  static std::int32_t least_of(const Shape& shape, std::size_t block) {
-    const auto* cell = shape.cells.data() + block * kBlock;
+  static std::int32_t least_of(const std::int32_t* block) {
     std::int32_t least = kNever;
-    for (std::size_t i = 0; i < kBlock; ++i) least = std::min(least, cell[i]);
+    for (std::size_t i = 0; i < kBlock; ++i) least = std::min(least, block[i]);
     return least;
   }
 
-  void set_cell(Shape& shape, NodeId id) {
-    const auto now = cost(shape.task, id).cost;
+  void set_cell(Shape& shape, NodeId id, std::int32_t now, bool exact) {
     const auto slot = static_cast<std::size_t>(&shape - shapes.data());
-    const auto at = id * asked.size() + slot / 64;
+    auto& mark = marks[id * asked.size() + slot / 64];
     const auto bit = std::uint64_t{1} << (slot % 64);
-    queued[at] &= ~bit;
-    finite[at] = now == kNever ? finite[at] & ~bit : finite[at] | bit;
+    mark.queued &= ~bit;
+    mark.bound = exact ? mark.bound & ~bit : mark.bound | bit;
+    mark.finite = now == kNever ? mark.finite & ~bit : mark.finite | bit;
     const auto was = std::exchange(shape.cells[id], now);
     auto& least = shape.least[id / kBlock];
     if (now <= least) {
       least = now;
     } else if (was == least) {
-      least = least_of(shape, id / kBlock);
+      least = least_of(shape.cells.data() + id / kBlock * kBlock);
     }
+  }
+
+  void set_bound(Shape& shape, NodeId id) {
+    const auto now = bound(shape, id);
+    set_cell(shape, id, now, now == kNever);
+  }
+
+  // The cost there, which until now may have been a bound; one above the limit may remain a bound, above it.
+  std::int32_t settle(Shape& shape, NodeId id, std::int32_t limit) {
+    const auto slot = static_cast<std::size_t>(&shape - shapes.data());
+    if (((marks[id * asked.size() + slot / 64].bound >> (slot % 64)) & 1U) != 0) {
+      const auto now = cost(shape.task, id, limit).cost;
+      set_cell(shape, id, now, now <= limit || now == kNever);
+    }
+    return shape.cells[id];
   }
 
   void catch_up(Shape& shape) {
     const auto blocks = (nodes.size() + kBlock - 1) / kBlock;
     if (shape.cells.size() < blocks * kBlock) {
       shape.cells.resize(blocks * kBlock, kNever);
-      shape.least.resize(blocks, kNever);
+      shape.least.resize((blocks + kBlock - 1) / kBlock * kBlock, kNever);
+    }
+    for (auto kind = shape.memory.size(); kind < kinds.size(); ++kind) {
+      const auto all = kinds[kind].gpu_memory_mib;
+      const auto wants = std::min(shape.task.gpu_memory_mib, all);
+      shape.memory.push_back(static_cast<std::int16_t>(all == 0 ? 0 : wants * kWhole / all));
     }
     if (shape.all) {
-      for (NodeId id = 0; id < nodes.size(); ++id) set_cell(shape, id);
+      for (NodeId id = 0; id < nodes.size(); ++id) set_bound(shape, id);
     } else {
       for (std::size_t i = 0; i < shape.stale.size(); ++i) {
         if (i + 4 < shape.stale.size()) {
           const auto ahead = shape.stale[i + 4];
           __builtin_prefetch(&hot[ahead]);
-          __builtin_prefetch(&frees[ahead]);
+          __builtin_prefetch(&limits[ahead]);
+          __builtin_prefetch(&shape.cells[ahead]);
+          __builtin_prefetch(
+              &marks[ahead * asked.size() + static_cast<std::size_t>(&shape - shapes.data()) / 64]);
         }
-        set_cell(shape, shape.stale[i]);
+        set_bound(shape, shape.stale[i]);
       }
     }
     shape.stale.clear();
@@ -575,8 +680,8 @@ Result<NodeId> Fleet::add_node(const Node& node) {
   hot.model = static_cast<std::uint8_t>(node.model);
   hot.kind = static_cast<std::uint16_t>(known - state_->kinds.begin());
   state_->hot.push_back(hot);
-  state_->finite.resize(state_->finite.size() + state_->asked.size(), 0);
-  state_->queued.resize(state_->queued.size() + state_->asked.size(), 0);
+  state_->marks.resize(state_->marks.size() + state_->asked.size());
+  state_->limits.emplace_back();
   if (state_->shapes.size() > state_->most_shapes()) state_->forget_shapes();
   state_->note(id);
   state_->total += static_cast<std::int64_t>(node.gpus) * kWhole;
@@ -622,12 +727,21 @@ std::optional<Choice> Fleet::choose(const Task& asked, const Filter& filter) {
   NodeId node = 0;
   const bool filtered = filter.allows_class != nullptr || filter.allows != nullptr;
   if (!filtered) {
-    const auto block = std::min_element(shape.least.begin(), shape.least.end());
-    least = *block;
-    if (least == kNever) return std::nullopt;
-    const auto first =
-        shape.cells.begin() + (block - shape.least.begin()) * static_cast<std::ptrdiff_t>(kBlock);
-    node = static_cast<NodeId>(std::find(first, first + kBlock, least) - shape.cells.begin());
+    // The first of the least cells, until it is a cost.
+    std::int32_t limit = kNever;  // the least cost met
+    while (true) {
+      least = kNever;
+      for (std::size_t at = 0; at < shape.least.size(); at += kBlock)
+        least = std::min(least, State::least_of(shape.least.data() + at));
+      if (least == kNever) return std::nullopt;
+      const auto block = std::find(shape.least.begin(), shape.least.end(), least);
+      const auto first =
+          shape.cells.begin() + (block - shape.least.begin()) * static_cast<std::ptrdiff_t>(kBlock);
+      node = static_cast<NodeId>(std::find(first, first + kBlock, least) - shape.cells.begin());
+      const auto now = state_->settle(shape, node, limit);
+      if (now == least) break;
+      limit = std::min(limit, now);
+    }
   } else {
     for (std::size_t block = 0; block < shape.least.size(); ++block) {
       if (shape.least[block] >= least) continue;
@@ -638,7 +752,9 @@ std::optional<Choice> Fleet::choose(const Task& asked, const Filter& filter) {
             !filter.allows_class(filter.context, state_->nodes[id].class_id))
           continue;
         if (filter.allows != nullptr && !filter.allows(filter.context, id)) continue;
-        least = shape.cells[id];
+        const auto now = state_->settle(shape, id, least);
+        if (now >= least) continue;
+        least = now;
         node = id;
       }
     }

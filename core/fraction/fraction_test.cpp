@@ -337,6 +337,48 @@ TEST(FractionWorth, LevelsAndLimitsChangeNoWorth) {
   }
 }
 
+TEST(FractionWorth, BoundsAreNeverBelowTheWorthAndStoppingEarlySaysNoMoreThanThat) {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    Prng random(seed);
+    Mix mix;
+    for (int i = 0; i < 20; ++i) mix.push_back({random_task(random), 1 + random.unit()});
+    const auto node = random_node(random);
+    const Worth worth({.gpus = node.gpus, .model = node.model, .gpu_memory_mib = node.gpu_memory_mib}, mix);
+    int early = 0;
+    for (int i = 0; i < 200; ++i) {
+      Left left;
+      left.cpu = std::min(static_cast<std::int32_t>(random.below(100'000)), worth.most_cpu());
+      left.memory = std::min(static_cast<std::int32_t>(random.below(300'000)), worth.most_memory());
+      unsigned whole = 0;
+      Worth::Caps sold = {};
+      for (unsigned g = 0; g < node.gpus; ++g) {
+        left.gpus[g] =
+            worth.level(random.below(3) == 0 ? kWhole : static_cast<std::int32_t>(random.below(kWhole)));
+        whole += left.gpus[g] == kWhole ? 1 : 0;
+        for (unsigned b = 0; b < kBatches; ++b)
+          sold[b] = static_cast<std::int16_t>(sold[b] + worth.alone(left.gpus[g])[b]);
+      }
+      std::sort(left.gpus.begin(), left.gpus.begin() + node.gpus);
+      const auto top = node.gpus == 0 ? std::int16_t{0} : left.gpus[node.gpus - 1];
+      const auto exact = worth.of(left);
+      EXPECT_GE(worth.at_most(worth.rows(left.cpu, left.memory), sold, top, whole), exact);
+      for (const auto enough : {exact - 100, exact, exact + 1, exact + 100, exact + 3000}) {
+        const auto told = worth.of(left, enough);
+        if (enough <= exact) {
+          EXPECT_EQ(told, exact);
+        } else {
+          EXPECT_GE(told, exact);
+          EXPECT_LT(told, enough);
+        }
+        early += told == exact ? 0 : 1;
+      }
+    }
+    if (node.gpus > 1) {
+      EXPECT_GT(early, 0);
+    }
+  }
+}
+
 TEST(FractionLearner, KeepsTheHeaviestAndForgets) {
   Learner learner(3, 1000);
   for (int i = 0; i < 5; ++i) learner.saw(share(1, 100));

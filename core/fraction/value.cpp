@@ -116,14 +116,101 @@ Worth::Worth(const Kind& kind, std::span<const Typical> mix) : gpus_(kind.gpus),
       }
     }
   }
+  set_caps();
 }
 
-std::int32_t Worth::of(const Left& left) const {
+void Worth::set_caps() {
+  // The best that each batch can sell on one GPU, by the usual table for one knapsack. Sets are a whole GPU
+  // each.
+  alone_.assign(kWhole + 1, Caps{});
+  for (unsigned b = 0; b < kBatches; ++b) {
+    for (const auto& draw : batches_[b].draws) {
+      for (auto room = std::size_t{kWhole}; room >= static_cast<std::size_t>(draw.size); --room) {
+        const auto with = alone_[room - static_cast<std::size_t>(draw.size)][b] + draw.milli;
+        alone_[room][b] = std::max(alone_[room][b], static_cast<std::int16_t>(with));
+      }
+    }
+  }
+  // Sizes of single GPUs, in as many groups as there are buckets.
+  std::vector<std::int16_t> sizes;
+  for (const auto& batch : batches_) {
+    for (const auto& draw : batch.draws) {
+      if (draw.num == 1 && draw.size < kWhole) sizes.push_back(draw.size);
+    }
+  }
+  std::sort(sizes.begin(), sizes.end());
+  sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
+  // Bucket k lets in the first ends[k] sizes; the first bucket none.
+  std::array<std::size_t, kSizes> ends{};
+  for (std::size_t k = 0; k < kSizes; ++k) ends[k] = k * sizes.size() / (kSizes - 1);
+  for (std::int16_t top = 0; top < kWhole; ++top) {
+    const auto in =
+        static_cast<std::size_t>(std::upper_bound(sizes.begin(), sizes.end(), top) - sizes.begin());
+    std::uint8_t k = 0;
+    while (ends[k] < in) ++k;
+    bucket_[static_cast<std::size_t>(top)] = k;
+  }
+  const auto lets_in = [&](std::size_t bucket, const Draw& draw) {
+    if (bucket >= kSizes) return draw.num < (2U << (bucket - kSizes));
+    return draw.num == 1 && ends[bucket] > 0 && draw.size <= sizes[ends[bucket] - 1];
+  };
+  const auto fill = [&](std::vector<Caps>& caps, std::int32_t most, std::int32_t Draw::*amount) {
+    const auto rows = row(most) + 1;
+    caps.assign(rows * kBuckets, Caps{});
+    for (unsigned b = 0; b < kBatches; ++b) {
+      auto draws = batches_[b].draws;
+      const auto earns = [](const Draw& draw) { return std::int64_t{draw.milli} * draw.num; };
+      std::stable_sort(draws.begin(), draws.end(), [&](const Draw& x, const Draw& y) {
+        return earns(x) * (y.*amount) > earns(y) * (x.*amount);
+      });
+      for (std::size_t bucket = 0; bucket < kBuckets; ++bucket) {
+        std::size_t at = 0;
+        std::int64_t used = 0;
+        std::int64_t sold = 0;
+        for (std::size_t r = 0; r < rows; ++r) {
+          const auto shift = r < 32 ? 0U : static_cast<unsigned>(r / 16 - 1);
+          const auto upto =
+              ((static_cast<std::int64_t>(r) - 16 * static_cast<std::int64_t>(shift) + 1) << shift) - 1;
+          for (; at < draws.size(); ++at) {
+            if (!lets_in(bucket, draws[at])) continue;
+            if (used + draws[at].*amount > upto) break;
+            used += draws[at].*amount;
+            sold += earns(draws[at]);
+          }
+          const auto part =
+              at < draws.size() ? earns(draws[at]) * (upto - used) / (draws[at].*amount) : std::int64_t{0};
+          caps[r * kBuckets + bucket][b] =
+              static_cast<std::int16_t>(std::min<std::int64_t>(sold + part, std::int64_t{gpus_} * kWhole));
+        }
+      }
+    }
+  };
+  fill(cpu_caps_, most_cpu_, &Draw::cpu);
+  fill(memory_caps_, most_memory_, &Draw::memory);
+}
+
+std::int32_t Worth::of(const Left& left, std::int32_t enough) const {
   std::int32_t sold = 0;
   const unsigned n = gpus_;
   if (n == 0 || left.gpus[n - 1] == 0) return 0;
   const auto words = (kDrawsPerGpu * n + 63) / 64;
-  for (const auto& batch : batches_) {
+  Caps most = {};
+  std::int32_t open = 0;  // what the batches not filled in yet may add
+  if (enough > 0) {
+    unsigned whole = 0;
+    Caps alone_sold = {};
+    for (unsigned g = 0; g < n; ++g) {
+      whole += left.gpus[g] == kWhole ? 1 : 0;
+      for (unsigned b = 0; b < kBatches; ++b)
+        alone_sold[b] = static_cast<std::int16_t>(alone_sold[b] + alone(left.gpus[g])[b]);
+    }
+    most = caps(rows(left.cpu, left.memory), alone_sold, bucket_of(left.gpus[n - 1], whole));
+    for (const auto cap : most) open += cap;
+  }
+  for (unsigned b = 0; b < kBatches; ++b) {
+    if (sold + open < enough) return sold + open;
+    open -= most[b];
+    const auto& batch = batches_[b];
     auto gpus = left.gpus;
     std::int32_t cpu = left.cpu;
     std::int32_t memory = left.memory;

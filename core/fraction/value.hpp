@@ -6,7 +6,9 @@
 // its node.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -61,9 +63,55 @@ class Worth {
   // In the order in which they are tried.
   std::span<const Draw> batch(unsigned b) const { return batches_[b].draws; }
 
-  std::int32_t of(const Left& left) const;  // 0 .. kBatches * 16 * kWhole
+  std::int32_t of(const Left& left) const { return of(left, 0); }  // 0 .. kBatches * 16 * kWhole
+  // The same when it is at least `enough`; else it may stop early, with some figure below `enough` that of()
+  // does not exceed.
+  std::int32_t of(const Left& left, std::int32_t enough) const;
+
+  // What of() cannot exceed, for the price of a few look-ups: a batch sells no more than it could on each GPU
+  // by itself (`sold`, the sum of alone() over the levels), nor than the draws that the fullest GPU lets in
+  // earn when they share out the CPU, or the memory, alone and may be cut to size. `top` is the largest
+  // level, `whole` (16 at most) at least the number of GPUs of level kWhole.
+  using Caps = std::array<std::int16_t, kBatches>;
+  struct Rows {
+    const Caps* cpu;
+    const Caps* memory;
+  };
+  Rows rows(std::int32_t cpu, std::int32_t memory) const {
+    return {cpu_caps_.data() + kBuckets * row(std::min(cpu, most_cpu_)),
+            memory_caps_.data() + kBuckets * row(std::min(memory, most_memory_))};
+  }
+  const Caps& alone(std::int16_t level) const { return alone_[static_cast<std::size_t>(level)]; }
+  std::int32_t at_most(const Rows& rows, const Caps& sold, std::int16_t top, unsigned whole) const {
+    const auto bucket = bucket_of(top, whole);
+    std::int32_t sum = 0;
+    for (const auto cap : caps(rows, sold, bucket)) sum += cap;
+    return sum;
+  }
 
  private:
+  // Buckets of what the GPUs let in: by the size of the largest, then by the number of whole ones in octaves.
+  static constexpr unsigned kSizes = 11;
+  static constexpr unsigned kBuckets = kSizes + 5;
+  // Amounts in steps of a sixteenth: exact below 32.
+  static std::size_t row(std::int32_t amount) {
+    const auto x = static_cast<std::uint32_t>(amount);
+    if (x < 16) return x;
+    const auto shift = static_cast<unsigned>(std::bit_width(x)) - 5;
+    return (std::size_t{shift} << 4U) + (x >> shift);
+  }
+  unsigned bucket_of(std::int16_t top, unsigned whole) const {
+    return top == kWhole ? kSizes + static_cast<unsigned>(std::bit_width(whole | 1U)) - 1
+                         : bucket_[static_cast<std::size_t>(top)];
+  }
+  static Caps caps(const Rows& rows, const Caps& sold, unsigned bucket) {
+    Caps least;
+    for (unsigned b = 0; b < kBatches; ++b)
+      least[b] = std::min(sold[b], std::min(rows.cpu[bucket][b], rows.memory[bucket][b]));
+    return least;
+  }
+  void set_caps();
+
   static constexpr unsigned kWords = (kDrawsPerGpu * kMostGpus + 63) / 64;
   static constexpr std::int32_t kSteps = 64;
   using Bits = std::array<std::uint64_t, kWords>;  // bit d: draw d
@@ -82,6 +130,10 @@ class Worth {
   std::int32_t most_memory_ = 0;
   unsigned cpu_step_ = 0;  // powers of two
   unsigned memory_step_ = 0;
+  std::vector<Caps> alone_;
+  std::vector<Caps> cpu_caps_;  // kBuckets a row
+  std::vector<Caps> memory_caps_;
+  std::array<std::uint8_t, kWhole> bucket_ = {};
 };
 
 }  // namespace bulkhead::fraction
