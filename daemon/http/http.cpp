@@ -215,9 +215,16 @@ class Parser final : public beast::http::basic_parser<true> {
   // A value continued on the next line is read in two ways by the programs of this world.
   bool folded(std::string_view name, std::string_view value) const {
     const char* const end = input_.data() + input_.size();
-    const char* at = value.empty() ? name.data() + name.size() + 1 : value.data() + value.size();
-    if (at < name.data() || at > end) return true;
-    while (at < end && (*at == ' ' || *at == '\t')) ++at;
+    const char* at = name.data() + name.size() + 1;
+    const auto skip = [&] {
+      while (at < end && (*at == ' ' || *at == '\t')) ++at;
+    };
+    skip();
+    if (!value.empty()) {
+      if (value.data() != at) return true;  // the parser's own copy, or on a later line
+      at += value.size();
+      skip();
+    }
     return end - at < 3 || at[0] != '\r' || at[1] != '\n' || at[2] == ' ' || at[2] == '\t';
   }
 
