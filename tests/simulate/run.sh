@@ -66,8 +66,8 @@ for model in a100-40gb a30 h200 rtx-pro-6000; do exits "$model can be simulated"
 exits "what can be chosen is listed" 0 "$bulkhead" simulate --list
 says "with a sentence each" '^mfi +[a-z]' "$out"
 
-# ---- stopped
-exits "Ctrl-C ends it with what was done" 1 timeout --preserve-status -s INT 2 "$bulkhead" simulate --mig h100 --mix uniform --policy ours --jobs 300000 --seeds 1..5000 --threads 1
+# ---- stopped (--foreground: else timeout tells child and group, and a second SIGINT ends the program at once)
+exits "Ctrl-C ends it with what was done" 1 timeout --foreground --preserve-status -s INT 2 "$bulkhead" simulate --mig h100 --mix uniform --policy ours --jobs 300000 --seeds 1..5000 --threads 1
 says "and says how much that was" '^Stopped: [0-9]+ of 5000 runs were done' "$out"
 bar=$(script -qec "$bulkhead simulate --mig h100 --mix uniform --policy ours --jobs 400000 --seeds 1..2 --threads 1" /dev/null </dev/null)
 says "on a terminal there is a progress bar" '\[#*\.*\] +[0-9]+ %' "$bar"
