@@ -19,13 +19,19 @@
 namespace bulkhead::http {
 
 struct Peer {
-  std::string from = {};     // "192.0.2.7:40112" or "uid 1000 pid 4711"
-  std::string address = {};  // without the port: what limits count by
+  std::string from = {};  // "192.0.2.7:40112" or "uid 1000 pid 4711"
+  // Without the port: what limits count by. Of IPv6 the /64 ("2001:db8:1:2::/64"): whoever has one address
+  // has the others. "uid 1000" of a Unix socket.
+  std::string address = {};
   bool tls = false;
   std::optional<std::uint32_t> uid = {};  // of a Unix socket: the kernel's word
   std::string certificate = {};  // SHA-256 of a client certificate that our CA signed, hex; empty: none
 };
 
+// HEAD comes as HEAD; the body of its answer is left out, its length said. A header that may be there once
+// (Host, Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, lengths) is there at most
+// once; path, query and headers are UTF-8 without control bytes (but tabs in headers); trailers of a chunked
+// body are dropped.
 struct Request {
   std::string method = {}, path = {};  // path: decoded, normalised; "/api/v1/leases/7"
   std::string target = {};             // as sent
@@ -96,7 +102,8 @@ struct Settings {
   std::optional<Tls> tls = {};       // without: plain HTTP is refused unless the address is loopback
   std::string socket = {};           // path of the Unix socket; empty: none
   std::uint32_t socket_mode = 0666;  // who may connect; what they may do is asked by uid
-  std::vector<int> inherited = {};   // listening descriptors of systemd (LISTEN_FDS): TCP ones are TLS
+  // The server's to close once bind() has succeeded.
+  std::vector<int> inherited = {};  // listening descriptors of systemd (LISTEN_FDS): TCP ones are TLS
   Limits limits = {};
 };
 
