@@ -910,6 +910,7 @@ void Loop::on_event(Connection& c, std::uint32_t events) {
 
 void Loop::shake_hands(Connection& c) {
   ERR_clear_error();
+  allow_reads();
   const int done = SSL_do_handshake(c.ssl.get());
   if (done == 1) {
     c.peer.certificate = client_certificate(c.ssl.get());
@@ -949,6 +950,7 @@ Io Loop::receive(Connection& c, std::size_t& got) {
     return n < 0 && (errno == EAGAIN || errno == EINTR) ? Io::later : Io::over;
   }
   ERR_clear_error();
+  allow_reads();
   if (SSL_read_ex(c.ssl.get(), scratch_.data(), scratch_.size(), &got) == 1) return Io::done;
   const int why = SSL_get_error(c.ssl.get(), 0);
   return why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE ? Io::later : Io::over;

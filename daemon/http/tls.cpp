@@ -49,6 +49,9 @@ std::string reason() {
   return text == nullptr ? "unknown" : text;
 }
 
+constexpr int reads_of_a_step = 4;
+thread_local int reads_left = 0;
+
 // The socket below TLS. OpenSSL's own would write(2) and raise SIGPIPE.
 int socket_write(BIO* bio, const char* data, int size) {
   const auto fd = static_cast<int>(reinterpret_cast<std::intptr_t>(BIO_get_data(bio)));
@@ -61,6 +64,10 @@ int socket_write(BIO* bio, const char* data, int size) {
 int socket_read(BIO* bio, char* data, int size) {
   const auto fd = static_cast<int>(reinterpret_cast<std::intptr_t>(BIO_get_data(bio)));
   BIO_clear_retry_flags(bio);
+  if (--reads_left < 0) {
+    BIO_set_retry_read(bio);
+    return -1;
+  }
   const ssize_t n = ::recv(fd, data, static_cast<std::size_t>(size), 0);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) BIO_set_retry_read(bio);
   return static_cast<int>(n);
@@ -307,6 +314,8 @@ SslPointer make_ssl(SSL_CTX* context, int fd) {
   SSL_set_accept_state(ssl.get());
   return ssl;
 }
+
+void allow_reads() { reads_left = reads_of_a_step; }
 
 std::string client_certificate(SSL* ssl) {
   const X509* certificate = SSL_get0_peer_certificate(ssl);

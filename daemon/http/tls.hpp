@@ -21,6 +21,9 @@ using SslPointer = std::unique_ptr<SSL, FreeSsl>;
 Result<SslContext> make_context(const Tls& tls);
 // A server's end over `fd`, which stays the caller's. Null: out of memory.
 SslPointer make_ssl(SSL_CTX* context, int fd);
+// Before each step of reading. A peer that sends nothing but KeyUpdates would keep OpenSSL reading inside one
+// call for as long as it likes; after a few reads the step ends as if nothing more had come.
+void allow_reads();
 // SHA-256 in hex of the client's certificate; empty without one, or when our CA did not sign it.
 std::string client_certificate(SSL* ssl);
 
