@@ -12,28 +12,13 @@
 
 #include "base/clock.hpp"
 #include "core/churn/churn.hpp"
+#include "core/mig/models_for_tests.hpp"
 
 namespace {
 
 using namespace bulkhead;
 
-mig::Geometry h100() {
-  const auto row = [](const char* name, unsigned id, unsigned g, unsigned max, std::vector<unsigned> starts,
-                      unsigned size) {
-    mig::Profile p;
-    p.id = id;
-    p.name = name;
-    p.compute_slices = g;
-    p.max_instances = max;
-    p.starts = std::move(starts);
-    p.size = size;
-    return p;
-  };
-  return {8,
-          {row("1g.10gb", 19, 1, 7, {0, 1, 2, 3, 4, 5, 6}, 1), row("1g.20gb", 15, 1, 4, {0, 2, 4, 6}, 2),
-           row("2g.20gb", 14, 2, 3, {0, 2, 4}, 2), row("3g.40gb", 9, 3, 2, {0, 4}, 4),
-           row("4g.40gb", 5, 4, 1, {0}, 4), row("7g.80gb", 0, 7, 1, {0}, 8)}};
-}
+mig::Geometry h100() { return mig::six_shapes(); }
 
 const char* verdict(bool good) { return good ? "PASS" : "MISSED"; }
 

@@ -6,31 +6,19 @@
 
 #include "core/churn/graph.hpp"
 #include "core/grid/grid.hpp"
+#include "core/mig/models_for_tests.hpp"
 
 namespace bulkhead::churn {
 namespace {
 
-mig::Profile row(const char* name, unsigned id, unsigned g, unsigned max, std::vector<unsigned> starts,
-                 unsigned size) {
-  mig::Profile p;
-  p.id = id;
-  p.name = name;
-  p.compute_slices = g;
-  p.max_instances = max;
-  p.starts = std::move(starts);
-  p.size = size;
-  return p;
-}
-mig::Geometry h100() {
-  return {8,
-          {row("1g.10gb", 19, 1, 7, {0, 1, 2, 3, 4, 5, 6}, 1), row("1g.20gb", 15, 1, 4, {0, 2, 4, 6}, 2),
-           row("2g.20gb", 14, 2, 3, {0, 2, 4}, 2), row("3g.40gb", 9, 3, 2, {0, 4}, 4),
-           row("4g.40gb", 5, 4, 1, {0}, 4), row("7g.80gb", 0, 7, 1, {0}, 8)}};
-}
+using mig::plain_profile;
+
+mig::Geometry h100() { return mig::six_shapes(); }
 mig::Geometry a30() {
   return {4,
-          {row("1g.6gb", 14, 1, 4, {0, 1, 2, 3}, 1), row("1g.6gb+me", 21, 1, 1, {0, 1, 2, 3}, 1),
-           row("2g.12gb", 5, 2, 2, {0, 2}, 2), row("4g.24gb", 0, 4, 1, {0}, 4)}};
+          {plain_profile("1g.6gb", 14, 1, 4, {0, 1, 2, 3}, 1),
+           plain_profile("1g.6gb+me", 21, 1, 1, {0, 1, 2, 3}, 1),
+           plain_profile("2g.12gb", 5, 2, 2, {0, 2}, 2), plain_profile("4g.24gb", 0, 4, 1, {0}, 4)}};
 }
 
 double erlang_b(unsigned servers, double offered) {

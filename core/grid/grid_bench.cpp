@@ -12,7 +12,7 @@
 #include "base/clock.hpp"
 #include "base/prng.hpp"
 #include "core/grid/grid.hpp"
-#include "core/grid/models_for_tests.hpp"
+#include "core/mig/models_for_tests.hpp"
 
 namespace {
 
@@ -184,7 +184,7 @@ double clock_cost() {
 }  // namespace
 
 int main() {
-  const auto made = grid::Tables::make(grid::h100());
+  const auto made = grid::Tables::make(mig::h100());
   if (!made.ok()) return 1;
   const grid::Tables& tables = *made;
   bool good = true;

@@ -6,10 +6,16 @@
 
 #include "base/prng.hpp"
 #include "core/grid/grid.hpp"
-#include "core/grid/models_for_tests.hpp"
+#include "core/mig/models_for_tests.hpp"
 
 namespace bulkhead::grid {
 namespace {
+
+using mig::a100;
+using mig::a30;
+using mig::h100;
+using mig::rtx_pro_6000;
+using mig::six_shapes;
 
 Tables tables_of(const mig::Geometry& geometry) { return Tables::make(geometry).value(); }
 

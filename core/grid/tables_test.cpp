@@ -7,10 +7,17 @@
 #include <tuple>
 
 #include "core/grid/grid.hpp"
-#include "core/grid/models_for_tests.hpp"
+#include "core/mig/models_for_tests.hpp"
 
 namespace bulkhead::grid {
 namespace {
+
+using mig::a100;
+using mig::a30;
+using mig::geometry_of;
+using mig::h100;
+using mig::rtx_pro_6000;
+using mig::six_shapes;
 
 struct Named {
   const char* name;
@@ -325,7 +332,7 @@ TEST(GridTables, a_geometry_that_cannot_be_is_refused_with_the_reason) {
 }
 
 TEST(GridTables, a_geometry_with_too_many_sets_is_refused_and_soon) {
-  std::vector<ProfileRow> rows;
+  std::vector<mig::ProfileRow> rows;
   std::vector<unsigned> starts;
   for (unsigned i = 0; i < 20; ++i) starts.push_back(i);
   for (unsigned p = 0; p < 3; ++p) rows.push_back({"1g", p, 0, 20, 0, 0, 0, 0, starts, 1});

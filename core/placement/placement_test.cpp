@@ -11,39 +11,26 @@
 #include <gtest/gtest.h>
 
 #include "base/prng.hpp"
+#include "core/mig/models_for_tests.hpp"
 #include "core/placement/sets.hpp"
 
 namespace bulkhead::placement {
 namespace {
 
-mig::Profile row(const char* name, unsigned id, unsigned g, unsigned max, std::vector<unsigned> starts,
-                 unsigned size) {
-  mig::Profile p;
-  p.id = id;
-  p.name = name;
-  p.compute_slices = g;
-  p.max_instances = max;
-  p.starts = std::move(starts);
-  p.size = size;
-  return p;
-}
+using mig::plain_profile;
 
-mig::Geometry eight() {
-  return {8,
-          {row("1g.10gb", 19, 1, 7, {0, 1, 2, 3, 4, 5, 6}, 1), row("1g.20gb", 15, 1, 4, {0, 2, 4, 6}, 2),
-           row("2g.20gb", 14, 2, 3, {0, 2, 4}, 2), row("3g.40gb", 9, 3, 2, {0, 4}, 4),
-           row("4g.40gb", 5, 4, 1, {0}, 4), row("7g.80gb", 0, 7, 1, {0}, 8)}};
-}
+mig::Geometry eight() { return mig::six_shapes(); }
 mig::Geometry four() {
   return {4,
-          {row("1g.6gb", 14, 1, 4, {0, 1, 2, 3}, 1), row("2g.12gb", 5, 2, 2, {0, 2}, 2),
-           row("4g.24gb", 0, 4, 1, {0}, 4)}};
+          {plain_profile("1g.6gb", 14, 1, 4, {0, 1, 2, 3}, 1), plain_profile("2g.12gb", 5, 2, 2, {0, 2}, 2),
+           plain_profile("4g.24gb", 0, 4, 1, {0}, 4)}};
 }
 // Starts that overlap: a badly placed instance costs two of its kind.
 mig::Geometry crooked() {
-  return {6,
-          {row("1g.1gb", 1, 1, 6, {0, 1, 2, 3, 4, 5}, 1), row("2g.2gb", 2, 2, 3, {0, 1, 2, 3, 4}, 2),
-           row("3g.3gb", 3, 3, 2, {0, 1, 3}, 3)}};
+  return {
+      6,
+      {plain_profile("1g.1gb", 1, 1, 6, {0, 1, 2, 3, 4, 5}, 1),
+       plain_profile("2g.2gb", 2, 2, 3, {0, 1, 2, 3, 4}, 2), plain_profile("3g.3gb", 3, 3, 2, {0, 1, 3}, 3)}};
 }
 
 Gpu gpu_of(std::string uuid, ModelNo model, Pool pool, unsigned numa = 0) {
@@ -1098,9 +1085,10 @@ TEST(Placement, WrongFiguresAreErrorsThatSayWhich) {
 
 TEST(Placement, SeveralPartsFitEvenWhereTheBestPlaceOfOneCostsTwo) {
   // Alone, "a" goes to 3, the one place that leaves both "b" and "c" theirs; four of it need 0, 2, 4 and 6.
-  const mig::Geometry geometry{8,
-                               {row("a", 1, 1, 4, {0, 1, 2, 3, 4, 5, 6}, 2), row("b", 2, 1, 1, {0}, 3),
-                                row("c", 3, 1, 1, {5}, 3), row("full", 4, 8, 1, {0}, 8)}};
+  const mig::Geometry geometry{
+      8,
+      {plain_profile("a", 1, 1, 4, {0, 1, 2, 3, 4, 5, 6}, 2), plain_profile("b", 2, 1, 1, {0}, 3),
+       plain_profile("c", 3, 1, 1, {5}, 3), plain_profile("full", 4, 8, 1, {0}, 8)}};
   Engine engine;
   ASSERT_TRUE(engine.add_model({"odd", geometry, 0}).ok());
   Host host;

@@ -12,30 +12,12 @@
 
 #include "base/clock.hpp"
 #include "base/fd.hpp"
+#include "core/mig/models_for_tests.hpp"
 #include "core/plan/plan.hpp"
 
 namespace {
 
 using namespace bulkhead;
-
-mig::Geometry h100_geometry() {
-  const auto row = [](const char* name, unsigned id, unsigned g, unsigned max, std::vector<unsigned> starts,
-                      unsigned size) {
-    mig::Profile p;
-    p.id = id;
-    p.name = name;
-    p.compute_slices = g;
-    p.max_instances = max;
-    p.starts = std::move(starts);
-    p.size = size;
-    return p;
-  };
-  return {8,
-          {row("1g.10gb", 19, 1, 7, {0, 1, 2, 3, 4, 5, 6}, 1),
-           row("1g.10gb+me", 20, 1, 1, {0, 1, 2, 3, 4, 5, 6}, 1), row("1g.20gb", 15, 1, 4, {0, 2, 4, 6}, 2),
-           row("2g.20gb", 14, 2, 3, {0, 2, 4}, 2), row("3g.40gb", 9, 3, 2, {0, 4}, 4),
-           row("4g.40gb", 5, 4, 1, {0}, 4), row("7g.80gb", 0, 7, 1, {0}, 8)}};
-}
 
 inventory::Host dgx() {
   inventory::Host host;
@@ -44,7 +26,7 @@ inventory::Host dgx() {
     gpu.index = index;
     gpu.uuid = {fmt::format("GPU-{}", index)};
     gpu.mig_capable = gpu.mig_now = gpu.mig_pending = true;
-    gpu.geometry = h100_geometry();
+    gpu.geometry = mig::h100();
     unsigned id = 1;
     for (const auto& [profile, start] :
          std::vector<std::pair<unsigned, unsigned>>{{9, 4}, {14, 0}, {19, 2}, {19, 3}}) {

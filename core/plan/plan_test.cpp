@@ -7,6 +7,8 @@
 #include <random>
 #include <set>
 
+#include "core/mig/models_for_tests.hpp"
+
 namespace bulkhead::plan {
 namespace {
 
@@ -14,26 +16,6 @@ using inventory::Gpu;
 using inventory::GpuInstance;
 using inventory::Holder;
 using inventory::Host;
-
-mig::Profile profile(const char* name, unsigned id, unsigned g, unsigned max, std::vector<unsigned> starts,
-                     unsigned size) {
-  mig::Profile p;
-  p.id = id;
-  p.name = name;
-  p.compute_slices = g;
-  p.max_instances = max;
-  p.starts = std::move(starts);
-  p.size = size;
-  return p;
-}
-mig::Geometry h100_geometry() {
-  return {8,
-          {profile("1g.10gb", 19, 1, 7, {0, 1, 2, 3, 4, 5, 6}, 1),
-           profile("1g.10gb+me", 20, 1, 1, {0, 1, 2, 3, 4, 5, 6}, 1),
-           profile("1g.20gb", 15, 1, 4, {0, 2, 4, 6}, 2), profile("2g.20gb", 14, 2, 3, {0, 2, 4}, 2),
-           profile("3g.40gb", 9, 3, 2, {0, 4}, 4), profile("4g.40gb", 5, 4, 1, {0}, 4),
-           profile("7g.80gb", 0, 7, 1, {0}, 8)}};
-}
 
 Gpu h100(unsigned index) {
   Gpu gpu;
@@ -50,7 +32,7 @@ Gpu h100(unsigned index) {
   gpu.virtualization = std::string("none");
   gpu.nvlink.links = 18;
   gpu.mig_capable = true;
-  gpu.geometry = h100_geometry();
+  gpu.geometry = mig::h100();
   return gpu;
 }
 Gpu l40s(unsigned index) {

@@ -1,11 +1,13 @@
-// GPU models as their drivers describe them, for the tests and the benchmark of this folder.
+// GPU models as their drivers describe them, for tests and benchmarks: those of production come from the
+// driver.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "core/mig/mig.hpp"
 
-namespace bulkhead::grid {
+namespace bulkhead::mig {
 
 struct ProfileRow {
   const char* name;
@@ -14,11 +16,11 @@ struct ProfileRow {
   unsigned size;
 };
 
-inline mig::Geometry geometry_of(unsigned slices, const std::vector<ProfileRow>& rows) {
-  mig::Geometry geometry;
+inline Geometry geometry_of(unsigned slices, const std::vector<ProfileRow>& rows) {
+  Geometry geometry;
   geometry.memory_slices = slices;
   for (const auto& row : rows) {
-    mig::Profile profile;
+    Profile profile;
     profile.id = row.id;
     profile.name = row.name;
     profile.compute_slices = row.compute;
@@ -34,8 +36,21 @@ inline mig::Geometry geometry_of(unsigned slices, const std::vector<ProfileRow>&
   return geometry;
 }
 
+// Without engines, for grids that no chip has.
+inline Profile plain_profile(const char* name, unsigned id, unsigned compute, unsigned most,
+                             std::vector<unsigned> starts, unsigned size) {
+  Profile profile;
+  profile.id = id;
+  profile.name = name;
+  profile.compute_slices = compute;
+  profile.max_instances = most;
+  profile.starts = std::move(starts);
+  profile.size = size;
+  return profile;
+}
+
 // Read on a real H100 SXM 80GB; an H200 has the same places.
-inline mig::Geometry h100() {
+inline Geometry h100() {
   return geometry_of(8, {{"1g.10gb", 19, 1, 7, 1, 0, 1, 0, {0, 1, 2, 3, 4, 5, 6}, 1},
                          {"1g.10gb+me", 20, 1, 1, 1, 0, 1, 1, {0, 1, 2, 3, 4, 5, 6}, 1},
                          {"1g.20gb", 15, 1, 4, 1, 0, 1, 0, {0, 2, 4, 6}, 2},
@@ -45,12 +60,12 @@ inline mig::Geometry h100() {
                          {"7g.80gb", 0, 7, 1, 7, 0, 7, 1, {0}, 8}});
 }
 // The six shapes of it: without the media extensions, as published studies count.
-inline mig::Geometry six_shapes() {
+inline Geometry six_shapes() {
   auto geometry = h100();
   geometry.profiles.erase(geometry.profiles.begin() + 1);
   return geometry;
 }
-inline mig::Geometry a100() {
+inline Geometry a100() {
   return geometry_of(8, {{"1g.10gb", 19, 1, 7, 0, 0, 0, 0, {0, 1, 2, 3, 4, 5, 6}, 1},
                          {"1g.10gb+me", 20, 1, 1, 1, 0, 1, 1, {0, 1, 2, 3, 4, 5, 6}, 1},
                          {"1g.20gb", 15, 1, 4, 1, 0, 0, 0, {0, 2, 4, 6}, 2},
@@ -59,14 +74,14 @@ inline mig::Geometry a100() {
                          {"4g.40gb", 5, 4, 1, 2, 0, 0, 0, {0}, 4},
                          {"7g.80gb", 0, 7, 1, 5, 0, 1, 1, {0}, 8}});
 }
-inline mig::Geometry a30() {
+inline Geometry a30() {
   return geometry_of(4, {{"1g.6gb", 14, 1, 4, 1, 0, 0, 0, {0, 1, 2, 3}, 1},
                          {"1g.6gb+me", 21, 1, 1, 1, 0, 1, 1, {0, 1, 2, 3}, 1},
                          {"2g.12gb", 5, 2, 2, 2, 0, 0, 0, {0, 2}, 2},
                          {"2g.12gb+me", 6, 2, 1, 2, 0, 1, 1, {0, 2}, 2},
                          {"4g.24gb", 0, 4, 1, 4, 0, 1, 1, {0}, 4}});
 }
-inline mig::Geometry rtx_pro_6000() {
+inline Geometry rtx_pro_6000() {
   return geometry_of(12, {{"1g.24gb", 14, 1, 4, 1, 1, 1, 0, {0, 3, 6, 9}, 3},
                           {"1g.24gb+me", 21, 1, 1, 1, 1, 1, 1, {0, 3, 6, 9}, 3},
                           {"1g.24gb+gfx", 47, 1, 4, 1, 1, 1, 0, {0, 3, 6, 9}, 3},
@@ -80,4 +95,4 @@ inline mig::Geometry rtx_pro_6000() {
                           {"4g.96gb+gfx", 32, 4, 1, 4, 4, 4, 1, {0}, 12}});
 }
 
-}  // namespace bulkhead::grid
+}  // namespace bulkhead::mig
