@@ -275,7 +275,6 @@ Status fits(const Batch& batch) {
 struct Book::Database {
   std::unique_ptr<sqlite::Database> sql = {};
   std::map<const char*, std::unique_ptr<Statement>> kept = {};  // by the constants above
-  bool doubtful = false;                                        // a COMMIT failed, and the WAL may hold it
 
   // A kept statement in use: reset afterwards, so that no read stays open; one that failed is made anew.
   class Use {
@@ -370,16 +369,6 @@ struct Book::Database {
     return Head{.id = use->integer(0), .hash = *hash};
   }
 
-  // A COMMIT that failed at its fsync has left a whole transaction in the WAL, which a recovery would take
-  // for a commit. Only what came before it is brought into the file, and the WAL is emptied.
-  Status settle() {
-    const int code =
-        sqlite3_wal_checkpoint_v2(sql->handle(), nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr);
-    if (code != SQLITE_OK) return sql->error("take back what could not be committed", code);
-    doubtful = false;
-    return ok_status();
-  }
-
   Status write(Batch& batch);
   Status write_audit(std::vector<Audit>& lines);
   Result<std::int64_t> walk();
@@ -471,27 +460,12 @@ Status Book::Database::write(Batch& batch) {
 Status Book::commit(Batch& batch) {
   if (batch.empty()) return ok_status();
   BH_CHECK(plain_fits(batch));
-  Database& database = *database_;
-  if (database.doubtful) BH_CHECK(database.settle());
-  bool written = false;
-  Status status = database.sql->transaction("commit", [&]() -> Status {
-    BH_CHECK(database.write(batch));
-    written = true;
-    return ok_status();
-  });
-  if (status.ok()) return status;
-  for (auto& line : batch.audit) {
-    line.id = 0;
-    line.hash = {};
-  }
-  if (!written) return status;
-  database.doubtful = true;
-  if (const Status settled = database.settle(); !settled.ok()) {
-    const Error& why = status.error();
-    return Error(why.code(),
-                 fmt::format("{}; and it could not be taken back yet ({}): killed now, it may be found done",
-                             why.message(), settled.error().message()),
-                 why.hint(), why.native());
+  Status status = database_->sql->transaction("commit", [&] { return database_->write(batch); });
+  if (!status.ok()) {
+    for (auto& line : batch.audit) {
+      line.id = 0;
+      line.hash = {};
+    }
   }
   return status;
 }
@@ -595,11 +569,12 @@ Result<std::vector<Audit>> Book::audit_after(std::int64_t id, std::size_t most) 
 
 Status Book::forget_keys(WallTime before) {
   sqlite3* handle = database_->sql->handle();
-  if (database_->doubtful) BH_CHECK(database_->settle());
   do {
-    Database::Use use(*database_, drop_keys);
-    use->bind(ms_of(before)).bind(std::int64_t{forget_at_once});
-    BH_CHECK(use.run("forget idempotency keys"));
+    BH_CHECK(database_->sql->transaction("forget idempotency keys", [&] {
+      Database::Use use(*database_, drop_keys);
+      use->bind(ms_of(before)).bind(std::int64_t{forget_at_once});
+      return use.run("forget idempotency keys");
+    }));
   } while (sqlite3_changes(handle) == forget_at_once);
   // Passive: never waits for a reader; what it could not do is done another time.
   sqlite3_wal_checkpoint_v2(handle, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);

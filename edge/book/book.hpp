@@ -126,10 +126,8 @@ class Book {
     return directory / "book.db";
   }
 
-  // Durable when it returns; on an error nothing of it is, and batch is as it was. Fills in the ids and
-  // hashes of batch.audit. After a failed fsync the kernel may yet bring to disk what was taken back: it is
-  // wiped out of the WAL at once, or else before anything else is written; killed between, the batch may be
-  // found whole after all (the message says so).
+  // Durable when it returns; on an error nothing of it is (but see sqlite::Database::transaction), and batch
+  // is as it was. Fills in the ids and hashes of batch.audit.
   Status commit(Batch& batch);
 
   Result<std::vector<Record>> tenants();

@@ -17,27 +17,14 @@
 #include <fmt/format.h>
 
 #include "base/fd.hpp"
-
-namespace {
-int syncs = 0;
-int failing_syncs = 0;  // the next so many
-}  // namespace
-
-// SQLite is linked statically, so its fsync is this one: counted, and failed on demand as a dying disk would.
-extern "C" int fdatasync(int fd) {
-  ++syncs;
-  if (failing_syncs > 0) {
-    --failing_syncs;
-    errno = EIO;
-    return -1;
-  }
-  return static_cast<int>(::syscall(SYS_fdatasync, fd));
-}
+#include "edge/sqlite/disk_for_tests.hpp"
 
 namespace bulkhead::book {
 namespace {
 
 namespace fs = std::filesystem;
+using sqlite::failing_syncs;
+using sqlite::syncs;
 using testing::HasSubstr;
 
 class BookTest : public testing::Test {
@@ -446,25 +433,6 @@ TEST_F(BookTest, ABatchWhoseSyncFailedDoesNotComeBackAfterAKill) {
     EXPECT_EQ(verdict(*left), fmt::format("{} whole", id - 1));
     ASSERT_TRUE(book->commit(batch).ok());
   }
-}
-
-TEST_F(BookTest, WhereNothingCanBeSyncedTheErrorSaysThatTheBatchIsInDoubtAndTheNextCommitSettlesIt) {
-  auto book = open();
-  write_lines(*book, 2);
-  Batch batch = a_batch(3);
-  failing_syncs = 4;
-  const auto status = book->commit(batch);
-  ASSERT_FALSE(status.ok());
-  EXPECT_THAT(status.error().message(), HasSubstr("killed now"));
-  failing_syncs = 1;
-  EXPECT_FALSE(book->commit(batch).ok());  // the disk is still bad: nothing is written behind the doubt
-  failing_syncs = 0;
-  EXPECT_EQ(book->last_lease_id().value(), 2);
-  Batch other = a_batch(9);
-  ASSERT_TRUE(book->commit(other).ok());
-  auto left = open_at(as_killed_now("settled"));
-  EXPECT_FALSE(left->lease(3).value().has_value());
-  EXPECT_EQ(verdict(*left), "3 whole");
 }
 
 // ---- killed

@@ -124,16 +124,36 @@ Result<std::int64_t> Database::number(const char* what, const char* sql) const {
   return statement.integer(0);
 }
 
-Status Database::transaction(const char* what, const std::function<Status()>& body) const {
+// A COMMIT that failed at its fsync has left a whole transaction in the WAL, which a recovery would take for
+// a commit. Only what came before it is brought into the file, and the WAL is emptied.
+Status Database::settle() {
+  const int code = sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr);
+  if (code != SQLITE_OK) return error("take back what could not be committed", code);
+  doubtful_ = false;
+  return ok_status();
+}
+
+Status Database::transaction(const char* what, const std::function<Status()>& body) {
+  if (doubtful_) BH_CHECK(settle());
   BH_CHECK(exec(what, "BEGIN IMMEDIATE"));
   Status status = body();
-  if (status.ok()) status = exec(what, "COMMIT");
-  if (!status.ok() && sqlite3_get_autocommit(handle_) == 0)
-    sqlite3_exec(handle_, "ROLLBACK", nullptr, nullptr, nullptr);
+  const bool written = status.ok();
+  if (written) status = exec(what, "COMMIT");
+  if (status.ok()) return status;
+  if (sqlite3_get_autocommit(handle_) == 0) sqlite3_exec(handle_, "ROLLBACK", nullptr, nullptr, nullptr);
+  if (!written) return status;
+  doubtful_ = true;
+  if (const Status settled = settle(); !settled.ok()) {
+    const Error& why = status.error();
+    return Error(why.code(),
+                 fmt::format("{}; and it could not be taken back yet ({}): killed now, it may be found done",
+                             why.message(), settled.error().message()),
+                 why.hint(), why.native());
+  }
   return status;
 }
 
-Status Database::migrate(std::int64_t from) const {
+Status Database::migrate(std::int64_t from) {
   for (auto version = static_cast<std::size_t>(from); version < kind_.migrations.size(); ++version) {
     BH_CHECK(transaction("migrate", [&]() -> Status {
       BH_CHECK(exec("migrate", kind_.migrations[version]));

@@ -102,16 +102,20 @@ class Database {
   Error error(std::string_view what, int code) const;
   Status exec(const char* what, const char* sql) const;
   Result<std::int64_t> number(const char* what, const char* sql) const;
-  // BEGIN IMMEDIATE, the body, COMMIT; or ROLLBACK.
-  Status transaction(const char* what, const std::function<Status()>& body) const;
+  // BEGIN IMMEDIATE, the body, COMMIT; or ROLLBACK. Durable when it returns. After a failed fsync of the
+  // COMMIT the kernel may yet bring to disk what was taken back: it is wiped out of the WAL at once, or else
+  // before the next transaction; killed between, it may be found done after all (the message says so).
+  Status transaction(const char* what, const std::function<Status()>& body);
 
  private:
   Database(const Kind& kind, std::filesystem::path file) : kind_(kind), file_(std::move(file)) {}
   static Status create(const Kind& kind, const std::filesystem::path& file);
-  Status migrate(std::int64_t from) const;
+  Status migrate(std::int64_t from);
+  Status settle();
   Kind kind_;
   std::filesystem::path file_;
   sqlite3* handle_ = nullptr;
+  bool doubtful_ = false;  // the WAL ends with a transaction that was taken back
 };
 
 }  // namespace bulkhead::sqlite
