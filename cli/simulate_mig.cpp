@@ -283,9 +283,7 @@ int simulate_mig(const Context& context, const SimulateOptions& options) {
     out += table.str(context);
     if (!options.plot.empty() && done > 0) out += fmt::format("\nDrawn: {}\n", printable(options.plot));
   }
-  const int printed = print(out);
-  if (printed != exit_ok) return printed;
-  return crew.stopped ? say_stopped(context, done, runs.size()) : exit_ok;
+  return print_figures(context, out, crew, done);
 }
 
 }  // namespace bulkhead::cli

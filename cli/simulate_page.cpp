@@ -148,7 +148,9 @@ Status write_plot(const std::string& path, const std::string& svg) {
   return ok_status();
 }
 
-int say_stopped(const Context& context, std::size_t done, std::size_t all) {
+int print_figures(const Context& context, const std::string& page, const Crew& crew, std::size_t done) {
+  if (const int printed = print(page); printed != exit_ok || !crew.stopped) return printed;
+  const std::size_t all = crew.ns.size();
   std::fputs(
       paint(Context{.colour = context.colour && ::isatty(STDERR_FILENO) == 1}, Tone::warn,
             done == 0 ? fmt::format("Stopped: 0 of {} runs were done; there are no figures.\n", all)

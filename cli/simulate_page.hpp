@@ -58,6 +58,7 @@ struct Spread {
 Spread spread(const std::vector<double>& values);
 
 Status write_plot(const std::string& path, const std::string& svg);
-int say_stopped(const Context& context, std::size_t done, std::size_t all);
+// Prints the page and, when the crew was stopped, how many runs its figures are of. The exit code.
+int print_figures(const Context& context, const std::string& page, const Crew& crew, std::size_t done);
 
 }  // namespace bulkhead::cli
