@@ -978,7 +978,8 @@ Io Loop::transmit(Connection& c, std::string_view bytes, std::size_t& sent) {
 }
 
 void Loop::read_more(Connection& c, bool leftover) {
-  if (leftover && c.phase == Phase::reading && !c.in.empty()) take(c, {});
+  // Also where the kernel tells first, and has only the sender's end to tell: the next request lies with us.
+  if ((leftover || c.queued) && c.phase == Phase::reading && !c.in.empty()) take(c, {});
   for (int turn = 0; c.phase == Phase::reading; ++turn) {
     if (turn == reads_at_once) return again(c);
     std::size_t got = 0;

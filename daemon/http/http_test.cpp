@@ -395,6 +395,12 @@ TEST_F(Http, SpeaksHttp10HeadOptionsAndPipelines) {
   const std::string all = kept.rest();
   EXPECT_TRUE(has(all, "first") && has(all, "GET /second") && all.find("first") < all.find("/second")) << all;
   EXPECT_TRUE(has(all, "Connection: close") && !has(all, "/third"));
+  // A sender that is done sending still gets all its answers.
+  Client half = local();
+  half.say("GET /late?a=first HTTP/1.1\r\nHost: x\r\n\r\nGET /second HTTP/1.1\r\nHost: x\r\n\r\n");
+  ::shutdown(half.fd(), SHUT_WR);
+  const std::string both = half.rest();
+  EXPECT_TRUE(has(both, "first") && has(both, "GET /second")) << both;
   Client close = tls();
   close.say("GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
   EXPECT_EQ(status_of(close.rest()), 200);
