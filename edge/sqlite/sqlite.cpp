@@ -287,8 +287,11 @@ Result<std::unique_ptr<Database>> Database::open(const Kind& kind, const fs::pat
     }
   }
   if (write) {
-    BH_CHECK(database.exec("open", "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"));
+    BH_CHECK(database.exec("open", "PRAGMA synchronous = FULL; PRAGMA foreign_keys = OFF"));
+    // References are held only afterwards: a migration may drop a table that others refer to and make it
+    // anew.
     BH_CHECK(database.migrate(version));
+    BH_CHECK(database.exec("open", "PRAGMA foreign_keys = ON"));
     Statement mode(database.handle_, "PRAGMA journal_mode = WAL");
     if (const int row = mode.step(); row != SQLITE_ROW) return database.error("open", row);
     sqlite3_db_config(database.handle_, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0, nullptr);

@@ -80,6 +80,26 @@ CREATE TABLE clock_locks (
   PRIMARY KEY (boot_id, gpu)
 ) STRICT;
 )sql",
+    // Runs for leases. SQLite cannot change a CHECK: the table is made anew.
+    R"sql(
+CREATE TABLE new_runs (
+  id          INTEGER PRIMARY KEY AUTOINCREMENT,
+  verb        TEXT    NOT NULL CHECK (verb IN ('apply', 'rollback', 'lease')),
+  state       TEXT    NOT NULL CHECK (state IN ('running', 'done', 'failed', 'interrupted', 'rolled-back')),
+  started_ms  INTEGER NOT NULL,
+  ended_ms    INTEGER,
+  boot_id     TEXT    NOT NULL,
+  pid         INTEGER NOT NULL,
+  node_file   TEXT    NOT NULL,
+  continues   INTEGER REFERENCES runs (id),
+  rolls_back  INTEGER REFERENCES runs (id),
+  message     TEXT    NOT NULL DEFAULT ''
+) STRICT;
+INSERT INTO new_runs SELECT id, verb, state, started_ms, ended_ms, boot_id, pid, node_file, continues, rolls_back, message
+  FROM runs;
+DROP TABLE runs;
+ALTER TABLE new_runs RENAME TO runs;
+)sql",
 };
 
 constexpr std::pair<RunState, std::string_view> run_states[] = {{RunState::running, "running"},
@@ -212,7 +232,8 @@ Result<std::unique_ptr<Store>> Store::open(const fs::path& directory, Access acc
                                      .migrate_by = "a verb that writes migrates it: bulkhead apply -f FILE",
                                      .out_of_it = out_of_it};
   std::unique_ptr<Store> store(new Store());
-  BH_TRY(store->database_->sql, sqlite::Database::open(kind, file_in(directory), access == Access::read_write));
+  BH_TRY(store->database_->sql,
+         sqlite::Database::open(kind, file_in(directory), access == Access::read_write));
   store->database_->handle = store->database_->sql->handle();
   store->database_->file = file_in(directory);
   return store;

@@ -53,7 +53,7 @@ std::string_view name_of(StepState state);
 
 struct Run {
   std::int64_t id = 0;
-  std::string verb = {};  // "apply", "rollback"
+  std::string verb = {};  // "apply", "rollback", "lease"
   RunState state = RunState::running;
   WallTime started = {};
   std::optional<WallTime> ended = {};

@@ -166,6 +166,35 @@ TEST_F(StoreTest, AJournalOfANewerBulkheadIsRefused) {
   EXPECT_THAT(store.error().message(), HasSubstr("newer bulkhead"));
 }
 
+TEST_F(StoreTest, AJournalFromBeforeLeasesKeepsItsRunsAndTakesLeases) {
+  std::int64_t run = 0, step = 0;
+  {
+    auto store = open();
+    run = store->begin_run({.verb = "apply", .boot_id = "b", .node_file = "kind: Node\n"}).value();
+    step = store->intend(a_step(run)).value();
+  }
+  sql(Store::file_in(dir), R"sql(
+CREATE TABLE first_runs (id INTEGER PRIMARY KEY AUTOINCREMENT,
+  verb TEXT NOT NULL CHECK (verb IN ('apply', 'rollback')),
+  state TEXT NOT NULL CHECK (state IN ('running', 'done', 'failed', 'interrupted', 'rolled-back')),
+  started_ms INTEGER NOT NULL, ended_ms INTEGER, boot_id TEXT NOT NULL, pid INTEGER NOT NULL, node_file TEXT NOT NULL,
+  continues INTEGER REFERENCES runs (id), rolls_back INTEGER REFERENCES runs (id), message TEXT NOT NULL DEFAULT '') STRICT;
+INSERT INTO first_runs SELECT * FROM runs;
+DROP TABLE runs;
+ALTER TABLE first_runs RENAME TO runs;
+PRAGMA user_version = 1;
+)sql");
+  auto store = open();
+  ASSERT_NE(store, nullptr);
+  EXPECT_EQ(store->run(run).value()->node_file, "kind: Node\n");
+  EXPECT_EQ(store->in_flight().value().at(0).id, step);
+  const auto lease = store->begin_run({.verb = "lease", .boot_id = "b"});
+  ASSERT_TRUE(lease.ok()) << lease.error().message();
+  EXPECT_EQ(*lease, run + 1);
+  EXPECT_TRUE(store->intend(a_step(*lease)).ok());
+  EXPECT_FALSE(store->intend(a_step(*lease + 1)).ok());  // of a run that is not there
+}
+
 TEST_F(StoreTest, VersionZeroIsMigrated) {
   sql(Store::file_in(dir), "PRAGMA application_id = 1112033841; CREATE TABLE x (y); DROP TABLE x");
   auto store = open();

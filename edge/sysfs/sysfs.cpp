@@ -350,6 +350,20 @@ Result<std::string> boot_id(const fs::path& root) {
   return printable(text, 64);
 }
 
+Result<unsigned> mig_capability(const fs::path& root, unsigned gpu, unsigned gpu_instance,
+                                std::optional<unsigned> compute_instance) {
+  std::string name = fmt::format("gpu{}/mig/gi{}", gpu, gpu_instance);
+  if (compute_instance) name += fmt::format("/ci{}", *compute_instance);
+  BH_TRY(const std::string text, read_file(root / "proc/driver/nvidia/capabilities" / name / "access", 4096));
+  for (const auto line : split_lines(text)) {
+    constexpr std::string_view key = "DeviceFileMinor:";
+    if (!line.starts_with(key)) continue;
+    if (const auto minor = parse_u64(trim(line.substr(key.size()))); minor && *minor <= 0xfffff)
+      return static_cast<unsigned>(*minor);
+  }
+  return Error(Errc::corrupt, fmt::format("the driver's capability file {} names no device minor", name));
+}
+
 Result<std::vector<Governor>> governors(const fs::path& root) {
   const fs::path path = root / "sys/devices/system/cpu/cpufreq";
   const auto names = list_directory(path);

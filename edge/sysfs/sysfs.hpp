@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -47,6 +48,12 @@ Result<inventory::PciDevice> pci_device(const std::filesystem::path& root, const
 void read_host(const std::filesystem::path& root, inventory::Host& host);
 
 Result<std::string> boot_id(const std::filesystem::path& root);
+
+// The minor of the capability file of a GPU instance, or of one of its compute instances, as the driver shows
+// it in /proc/driver/nvidia/capabilities: its node is /dev/nvidia-caps/nvidia-capMINOR. `gpu` is the device
+// minor of the whole GPU.
+Result<unsigned> mig_capability(const std::filesystem::path& root, unsigned gpu, unsigned gpu_instance,
+                                std::optional<unsigned> compute_instance);
 
 // The CPU frequency governor, one per policy (a policy is a set of CPUs that change together).
 struct Governor {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
@@ -23,6 +24,7 @@ namespace {
 
 constexpr int cleanup_tries = 30;
 constexpr useconds_t cleanup_pause_usec = 100'000;
+constexpr useconds_t lock_pause_usec = 20'000;
 
 unsigned deadline_of(const plan::Action& action, const Options& options) {
   if (options.step_deadline_ms) return *options.step_deadline_ms;
@@ -45,6 +47,10 @@ Result<std::optional<std::string>> file_now(const fs::path& path) {
   return std::move(text).error();
 }
 
+constexpr std::string_view apply_verb = "apply";
+// A run that apply does not continue and rollback does not take back.
+bool is_aside(const store::Run& run) { return run.verb != apply_verb && run.verb != "rollback"; }
+
 // One run's work on one open journal.
 class Session {
  public:
@@ -56,18 +62,25 @@ class Session {
 
   static Result<std::unique_ptr<Session>> begin(const Options& options, std::string_view verb) {
     BH_TRY(auto journal, store::Store::open(options.access.state_dir, store::Store::Access::read_write));
-    BH_TRY(auto lock, store::Lock::take(options.access.state_dir, verb));
+    const std::uint64_t deadline = monotonic_ns() + std::uint64_t{options.lock_wait_ms} * 1'000'000;
+    auto taken = store::Lock::take(options.access.state_dir, verb);
+    while (!taken.ok() && taken.error().code() == Errc::in_use && monotonic_ns() < deadline) {
+      ::usleep(lock_pause_usec);
+      taken = store::Lock::take(options.access.state_dir, verb);
+    }
+    BH_TRY(auto lock, std::move(taken));
     BH_CHECK(journal->room());
     return std::make_unique<Session>(options, std::move(journal), std::move(lock));
   }
 
-  Result<Outcome> apply(const spec::NodeFile& node, const std::string& text);
+  Result<Outcome> apply(const Make& make);
   Result<Outcome> rollback();
 
  private:
   struct Taken {
     bool ok = false;
     std::string why = {}, hint = {};
+    std::optional<Errc> code = {};
     bool in_doubt = false;  // it may have left something: the step stays `intended`
   };
 
@@ -199,7 +212,9 @@ Result<bool> Session::settle_step(const store::Step& step, Outcome& outcome) {
 }
 
 Result<std::optional<std::int64_t>> Session::open_run() const {
-  BH_TRY(const auto runs, journal_->runs());
+  if (options_.verb != apply_verb) return std::optional<std::int64_t>();
+  BH_TRY(auto runs, journal_->runs());
+  std::erase_if(runs, is_aside);
   if (runs.empty()) return std::optional<std::int64_t>();
   const auto& last = runs.front();
   if (last.verb == "rollback") {
@@ -276,7 +291,7 @@ Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& actio
                                                   .undoes = undoes}));
   const auto not_done = [&](const Error& error) -> Result<Taken> {
     BH_CHECK(journal_->settle(id, StepState::not_done, error.message(), {}));
-    return Taken{.ok = false, .why = error.message(), .hint = error.hint()};
+    return Taken{.ok = false, .why = error.message(), .hint = error.hint(), .code = error.code()};
   };
   for (const auto& holder : evicts) {
     tell(Event::Kind::evicting, fmt::format("pid {} ({})", holder.pid, holder.name));
@@ -304,6 +319,7 @@ Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& actio
   if (done.failed) {
     failed.why = done.failed->message();
     failed.hint = done.failed->hint();
+    failed.code = done.failed->code();
   } else {
     failed.why = done.sight
                      ? fmt::format("the driver said yes, but it reads back otherwise: {}", done.sight->words)
@@ -395,6 +411,59 @@ Status Session::undo(std::int64_t run, const std::vector<store::Step>& steps, co
 
 // ---- apply
 
+Make as_written(const spec::NodeFile& node, const std::string& text) {
+  return [&](const inventory::Host&, const plan::Remembered&) -> Result<Wanted> {
+    return Wanted{.node = node, .text = text};
+  };
+}
+
+// A proposal whose node file is made from the host it is held against.
+Result<Proposal> propose_made(const observe::Access& access, const Make& make, const plan::Options& options) {
+  Proposal proposal;
+  observe::Access deciding = access;
+  if (deciding.detail == observe::Detail::full) deciding.detail = observe::Detail::plan;
+  BH_TRY(proposal.host, observe::host(deciding));
+  plan::Remembered remembered;
+  auto journal = store::Store::open(access.state_dir, store::Store::Access::read_only);
+  if (!journal.ok() && journal.error().code() != Errc::not_found) return std::move(journal).error();
+  if (journal.ok()) {
+    if (proposal.host.boot_id) {
+      BH_TRY(const auto locks, (*journal)->clock_locks(*proposal.host.boot_id));
+      for (const auto& lock : locks)
+        remembered.clock_locks.push_back({.gpu = lock.gpu, .range = {.low = lock.low, .high = lock.high}});
+    }
+    BH_TRY(const auto runs, (*journal)->runs());
+    BH_TRY(const auto flying, (*journal)->in_flight());
+    for (const auto& run : runs) {
+      if (run.state == store::RunState::running) proposal.unsettled = run.id;
+    }
+    if (!flying.empty()) proposal.unsettled = flying.front().run;
+  }
+  BH_TRY(Wanted wanted, make(proposal.host, remembered));
+  proposal.node = std::move(wanted.node);
+  proposal.text = std::move(wanted.text);
+  const spec::NodeFile& node = proposal.node;
+  for (const auto& path : plan::files_of_interest(node, proposal.host)) {
+    BH_TRY(auto content, file_now(access.root / fs::path(path).relative_path()));
+    remembered.files.push_back({.path = path, .content = std::move(content)});
+  }
+  // Units that the node file names and the inventory does not look at.
+  std::unique_ptr<systemd::Systemd> manager;
+  for (const auto& name : plan::units_of_interest(node)) {
+    auto& units = proposal.host.units;
+    if (std::any_of(units.begin(), units.end(), [&](const auto& unit) { return unit.name == name; }))
+      continue;
+    if (!manager) {
+      auto connected = systemd::Systemd::connect(access.root);
+      if (!connected.ok()) break;  // the plan says that it knows no state of the unit
+      manager = std::move(*connected);
+    }
+    if (auto unit = manager->unit(name); unit.ok()) units.push_back(std::move(*unit));
+  }
+  proposal.answer = plan::make(node, proposal.host, remembered, options);
+  return proposal;
+}
+
 // What a plan means, without what moves by itself.
 std::string fingerprint(const Proposal& proposal) {
   if (const auto* refusal = proposal.refusal()) return "refusal" + dump(plan::to_json(*refusal));
@@ -455,7 +524,7 @@ std::vector<store::OwnedInstance> to_adopt(const Proposal& proposal) {
   return all;
 }
 
-Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& text) {
+Result<Outcome> Session::apply(const Make& make) {
   const std::uint64_t started = monotonic_ns();
   Outcome outcome;
   const auto finish = [&](Verdict verdict) {
@@ -466,11 +535,11 @@ Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& te
   };
   BH_TRY(const std::string boot, boot_id());
   BH_CHECK(settle(outcome));
-  BH_TRY(Proposal proposal, propose(options_.access, node, text, options_.plan));
-  {
-    BH_TRY(const auto mine, journal_->owned(boot));
-    BH_CHECK(journal_->forget_missing(boot, present_in(proposal.host, mine)));
-  }
+  BH_TRY(Proposal proposal, propose_made(options_.access, make, options_.plan));
+  const spec::NodeFile node = proposal.node;
+  const std::string text = proposal.text;
+  BH_TRY(outcome.owned, journal_->owned(boot));
+  BH_CHECK(journal_->forget_missing(boot, present_in(proposal.host, outcome.owned)));
   const auto adopted = options_.plan.adopt && proposal.plan() != nullptr
                            ? to_adopt(proposal)
                            : std::vector<store::OwnedInstance>{};
@@ -479,6 +548,7 @@ Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& te
     return finish(Verdict::refused);
   }
   if (proposal.plan()->empty() && adopted.empty()) {
+    outcome.after = proposal.host;
     outcome.proposal = std::move(proposal);
     return finish(Verdict::nothing_to_do);
   }
@@ -502,10 +572,11 @@ Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& te
   host_ = &host;
   outcome.proposal = std::move(proposal);
   BH_TRY(const auto continues, open_run());
-  BH_TRY(
-      const std::int64_t run,
-      journal_->begin_run(
-          {.verb = "apply", .boot_id = boot, .pid = ::getpid(), .node_file = text, .continues = continues}));
+  BH_TRY(const std::int64_t run, journal_->begin_run({.verb = options_.verb,
+                                                      .boot_id = boot,
+                                                      .pid = ::getpid(),
+                                                      .node_file = text,
+                                                      .continues = continues}));
   outcome.run = run;
   if (!adopted.empty()) {
     BH_CHECK(journal_->adopt(run, boot, adopted));
@@ -531,6 +602,7 @@ Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& te
       } else {
         taken.why = detail.error().message();
         taken.hint = detail.error().hint();
+        taken.code = detail.error().code();
       }
     }
     const std::uint64_t elapsed = (monotonic_ns() - step_started) / 1'000'000;
@@ -543,6 +615,7 @@ Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& te
     tell(Event::Kind::failed, what + ": " + taken.why, number, plan.steps.size(), elapsed);
     outcome.failure = fmt::format("{}: {}", what, taken.why);
     outcome.hint = taken.hint;
+    outcome.code = taken.code;
     if (taken.in_doubt) outcome.left.push_back(outcome.failure);
     BH_TRY(const auto done, done_steps(run));
     BH_CHECK(undo(run, done, &host, boot, outcome, {}));
@@ -564,6 +637,8 @@ Result<Outcome> Session::apply(const spec::NodeFile& node, const std::string& te
     for (const auto& step : second->plan()->steps)
       outcome.remaining.push_back(sentence(step.action, &second->host));
   }
+  if (second.ok()) outcome.after = std::move(second->host);
+  BH_TRY(outcome.owned, journal_->owned(boot));
   const bool good = outcome.remaining.empty() && outcome.failure.empty();
   BH_CHECK(journal_->end_run(run, store::RunState::done,
                              good ? "" : "carried out, but a second plan is not empty"));
@@ -584,7 +659,8 @@ Result<Outcome> Session::rollback() {
   BH_CHECK(settle(outcome));
 
   // The newest run that still holds something, and what it continued.
-  BH_TRY(const auto runs, journal_->runs());
+  BH_TRY(auto runs, journal_->runs());
+  std::erase_if(runs, is_aside);
   std::optional<store::Run> target;
   // A rollback that was cut off is finished first, even when only its last record is missing.
   if (!runs.empty() && runs.front().verb == "rollback" && runs.front().rolls_back &&
@@ -637,24 +713,42 @@ Result<Outcome> Session::rollback() {
     return found;
   };
   std::vector<std::string> undos;
+  std::vector<std::tuple<Uuid, unsigned, unsigned>> going;  // instances that the undos before destroy
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
     auto action = plan::action_from_json(step->action);
     if (!action.ok())
       return std::move(action).error().in(fmt::format("run {}, step {}", step->run, step->id));
     const plan::Action back = plan::undo_of(*action);
     undos.push_back(sentence(back, host));
-    // Somebody made instances there since: the mode cannot go off below them.
+    // Somebody, or a lease, made instances there since: the mode cannot go off below them.
     if (const auto* mode = std::get_if<plan::SetMigMode>(&back); mode != nullptr && !mode->after && host) {
       for (const auto& gpu : host->gpus) {
-        const auto theirs = std::count_if(gpu.instances.begin(), gpu.instances.end(),
-                                          [](const auto& instance) { return !instance.ours; });
-        if (gpu.uuid != mode->gpu || theirs == 0) continue;
-        outcome.refused.push_back({.subject = undos.back(),
-                                   .why = fmt::format("{} instance{} of somebody else {} on it", theirs,
-                                                      theirs == 1 ? "" : "s", theirs == 1 ? "is" : "are"),
-                                   .way_out = "remove them: nvidia-smi mig -dci; nvidia-smi mig -dgi"});
+        if (gpu.uuid != mode->gpu) continue;
+        const auto stays = [&](const inventory::GpuInstance& instance) {
+          return std::find(going.begin(), going.end(),
+                           std::tuple(gpu.uuid, instance.profile, instance.place.start)) == going.end();
+        };
+        const auto theirs =
+            std::count_if(gpu.instances.begin(), gpu.instances.end(),
+                          [&](const auto& instance) { return !instance.ours && stays(instance); });
+        const auto of_leases =
+            std::count_if(gpu.instances.begin(), gpu.instances.end(),
+                          [&](const auto& instance) { return instance.ours && stays(instance); });
+        if (theirs > 0)
+          outcome.refused.push_back({.subject = undos.back(),
+                                     .why = fmt::format("{} instance{} of somebody else {} on it", theirs,
+                                                        theirs == 1 ? "" : "s", theirs == 1 ? "is" : "are"),
+                                     .way_out = "remove them: nvidia-smi mig -dci; nvidia-smi mig -dgi"});
+        if (of_leases > 0)
+          outcome.refused.push_back(
+              {.subject = undos.back(),
+               .why = fmt::format("{} instance{} made since {} on it, for leases", of_leases,
+                                  of_leases == 1 ? "" : "s", of_leases == 1 ? "is" : "are"),
+               .way_out = "end the leases: bulkhead lease list; bulkhead lease release ID"});
       }
     }
+    if (const auto* gone = std::get_if<plan::DestroyInstance>(&back))
+      going.emplace_back(gone->gpu, gone->profile_id, gone->place.start);
     if (const auto busy = holders(back); !busy.empty() && !options_.plan.evict) {
       outcome.refused.push_back(
           {.subject = undos.back(),
@@ -691,50 +785,16 @@ Result<Outcome> Session::rollback() {
 // ---- the front
 Result<Proposal> propose(const observe::Access& access, const spec::NodeFile& node, const std::string& text,
                          const plan::Options& options) {
-  Proposal proposal{.node = node, .text = text};
-  observe::Access deciding = access;
-  if (deciding.detail == observe::Detail::full) deciding.detail = observe::Detail::plan;
-  BH_TRY(proposal.host, observe::host(deciding));
-  plan::Remembered remembered;
-  auto journal = store::Store::open(access.state_dir, store::Store::Access::read_only);
-  if (!journal.ok() && journal.error().code() != Errc::not_found) return std::move(journal).error();
-  if (journal.ok()) {
-    if (proposal.host.boot_id) {
-      BH_TRY(const auto locks, (*journal)->clock_locks(*proposal.host.boot_id));
-      for (const auto& lock : locks)
-        remembered.clock_locks.push_back({.gpu = lock.gpu, .range = {.low = lock.low, .high = lock.high}});
-    }
-    BH_TRY(const auto runs, (*journal)->runs());
-    BH_TRY(const auto flying, (*journal)->in_flight());
-    for (const auto& run : runs) {
-      if (run.state == store::RunState::running) proposal.unsettled = run.id;
-    }
-    if (!flying.empty()) proposal.unsettled = flying.front().run;
-  }
-  for (const auto& path : plan::files_of_interest(node, proposal.host)) {
-    BH_TRY(auto content, file_now(access.root / fs::path(path).relative_path()));
-    remembered.files.push_back({.path = path, .content = std::move(content)});
-  }
-  // Units that the node file names and the inventory does not look at.
-  std::unique_ptr<systemd::Systemd> manager;
-  for (const auto& name : plan::units_of_interest(node)) {
-    auto& units = proposal.host.units;
-    if (std::any_of(units.begin(), units.end(), [&](const auto& unit) { return unit.name == name; }))
-      continue;
-    if (!manager) {
-      auto connected = systemd::Systemd::connect(access.root);
-      if (!connected.ok()) break;  // the plan says that it knows no state of the unit
-      manager = std::move(*connected);
-    }
-    if (auto unit = manager->unit(name); unit.ok()) units.push_back(std::move(*unit));
-  }
-  proposal.answer = plan::make(node, proposal.host, remembered, options);
-  return proposal;
+  return propose_made(access, as_written(node, text), options);
 }
 
 Result<Outcome> apply(const Options& options, const spec::NodeFile& node, const std::string& text) {
-  BH_TRY(const auto session, Session::begin(options, "apply"));
-  return session->apply(node, text);
+  return alter(options, as_written(node, text));
+}
+
+Result<Outcome> alter(const Options& options, const Make& make) {
+  BH_TRY(const auto session, Session::begin(options, options.verb));
+  return session->apply(make);
 }
 
 Result<Outcome> rollback(const Options& options) {

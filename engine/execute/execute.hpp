@@ -49,6 +49,10 @@ struct Event {
 struct Options {
   observe::Access access = {};
   plan::Options plan = {};
+  // The run's name in the history. Runs of another verb than "apply" are nobody's to roll back: what a lease
+  // needed is taken back with the lease.
+  std::string verb = "apply";
+  unsigned lock_wait_ms = 0;                      // for another verb at work, before Errc::in_use
   unsigned grace_ms = 10'000;                     // between SIGTERM and SIGKILL of a holder
   std::optional<unsigned> step_deadline_ms = {};  // empty: by kind, a minute for most
   std::function<void(const Event&)> tell = {};
@@ -77,15 +81,28 @@ struct Outcome {
   std::vector<plan::Reason> refused = {};  // of rollback: holders in the way
   std::size_t steps_done = 0, steps_undone = 0;
   std::string failure = {}, hint = {};
+  std::optional<Errc> code = {};  // of the failure, where it was an Error
   std::vector<std::string> left = {};
   std::vector<std::string> remaining = {};  // steps of the second plan
   bool reboot_owed = false;
   std::uint64_t elapsed_ms = 0;
   std::uint64_t driver_calls = 0;  // made by the worker: acts and read-backs
+  // Of applied, differs and nothing_to_do: the host as read back, and what is ours on it.
+  std::optional<inventory::Host> after = {};
+  std::vector<store::OwnedInstance> owned = {};
 };
 
 // An Error means that it could not begin, or that the journal could not be written: the next run settles it.
 Result<Outcome> apply(const Options& options, const spec::NodeFile& node, const std::string& text);
+
+// As apply, where what is wanted depends on what is there: `make` is asked under the lock, with the host as
+// observed then. Its Error is the answer; nothing was touched. Access::only may name the GPUs concerned.
+struct Wanted {
+  spec::NodeFile node = {};
+  std::string text = {};  // for the journal
+};
+using Make = std::function<Result<Wanted>(const inventory::Host&, const plan::Remembered&)>;
+Result<Outcome> alter(const Options& options, const Make& make);
 
 // Takes back the newest run that is not taken back yet, with the interrupted ones it continued.
 Result<Outcome> rollback(const Options& options);

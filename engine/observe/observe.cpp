@@ -328,6 +328,11 @@ void read_driver(const Access& access, Nvml& driver, Host& host, std::vector<inv
       host.notes.push_back(fmt::format("GPU {}: {}", index, driver_said));
       continue;
     }
+    if (!access.only.empty() &&
+        std::find(access.only.begin(), access.only.end(), *uuid) == access.only.end()) {
+      std::erase_if(on_bus, [&](const auto& pci) { return pci.address == *address; });
+      continue;
+    }
     Gpu gpu;
     gpu.index = index;
     gpu.uuid = *uuid;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/ids.hpp"
 #include "base/result.hpp"
 #include "core/inventory/inventory.hpp"
 
@@ -26,6 +27,8 @@ struct Access {
   std::string nvml_library = {};         // empty: libnvidia-ml.so.1 by the loader's rules
   std::filesystem::path state_dir = {};  // the journal: which instances are ours
   Detail detail = Detail::full;
+  // The GPUs to look at; empty: all. The others are left out of the value, as if the host had none of them.
+  std::vector<Uuid> only = {};
   // A single driver call may take this long; then the looking is given up with Errc::timeout.
   unsigned driver_timeout_ms = 20'000;
 };

@@ -20,8 +20,9 @@ namespace bulkhead::slice {
 
 struct Settings {
   observe::Access access = {};
-  std::chrono::milliseconds grace{10'000};  // between SIGTERM and SIGKILL of what a tenant left running
-  std::filesystem::path cdi = "/run/cdi";   // below access.root; where CDI files of leases go
+  std::chrono::milliseconds grace{10'000};      // between SIGTERM and SIGKILL of what a tenant left running
+  std::chrono::milliseconds lock_wait{30'000};  // for another bulkhead that changes the host
+  std::filesystem::path cdi = "/run/cdi";       // below access.root; where CDI files of leases go
 };
 
 // A GPU instance with one compute instance that fills it.
@@ -40,9 +41,19 @@ struct Device {
   std::vector<std::string> device_nodes = {};  // "/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-caps/..."
 };
 
-// All or none: destroys first, then creates, in one run of the journal (a kill -9 is settled by the next). MIG
-// mode is turned on where the first instance needs it. Everything else on those GPUs stays. Returns the
-// created, in order. Errc::busy: somebody uses what would be destroyed; the host is as it was.
+// All or none: destroys first, then creates, in one run of the journal (a kill -9 is settled by the next).
+// MIG mode is turned on where the first instance needs it. Everything else on those GPUs stays, and no other
+// GPU is looked at. It converges: what is gone already is destroyed, and what stands there already, made by
+// bulkhead and idle, is created; so after a kill the same change may be asked again. Returns the created, in
+// order. With an Error the host is as it was, unless its text says what could not be taken back:
+// - in_use: somebody uses what would be destroyed, or the place to be made again, or the GPU whose MIG mode
+//   would change; names who
+// - no_capacity: something else lies across the place
+// - conflict: the instance to be destroyed is there and bulkhead did not make it; or the host reads back
+//   otherwise than asked
+// - not_found: no such GPU, or it has no such profile; unsupported: the GPU has no MIG
+// - unavailable: another bulkhead (apply, rollback) has changed the host for `lock_wait` now
+// - timeout: the driver hangs; the call was given up with its process
 struct Change {
   std::vector<Place> destroy = {}, create = {};
 };
@@ -53,8 +64,8 @@ Result<std::vector<Device>> look(const Settings& settings, std::span<const Place
 
 // Between two tenants: ends every process that has the part's device open or computes on it (SIGTERM, grace,
 // SIGKILL; found by NVML and by /proc, identified by (pid, start time)), then checks that no process and no
-// memory is left. The instance stays. `left` says in words what could not be ended or is still charged; empty:
-// clean. Class share: only processes of the lease's share (by its name in the registry) are ended.
+// memory is left. The instance stays. `left` says in words what could not be ended or is still charged;
+// empty: clean. Class share: only processes of the lease's share (by its name in the registry) are ended.
 struct Scrubbed {
   unsigned ended = 0;  // processes
   std::vector<std::string> left = {};
