@@ -3,17 +3,28 @@
 // they see the snapshot after the last batch. What takes long (making and scrubbing slices) happens in the
 // executor's worker beside it, and comes back as a command. kill -9 anywhere: on start the book and the
 // hardware are read, and every lease that holds something is made true again or ended.
+// docs/design/leases.md has the life of a lease, the batches, and what each kill point leaves.
+//
+// Pools. What the node file says of a GPU: `mode: mig` hands out the instances that are there, with
+// `layout: dynamic` they are cut on demand; `share`, `exclusive` and `passthrough` as they are called. A GPU
+// that the node file does not name is taken as it is: MIG on: its instances; else exclusive. A GPU that
+// somebody without a lease uses gets nothing until it is idle.
+//
+// A lease belongs to Caller::tenant. An operator asks for a tenant by naming it there; a Caller without a
+// tenant cannot hold a lease.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -54,16 +65,18 @@ struct Refusal {
 };
 template <class T>
 using Answer = std::variant<T, Refusal>;
-// Called exactly once, on the loop's thread, when the answer is durable.
+// Called exactly once, on the loop's thread, when the answer is durable; a command that finds the queue full
+// or the control ending is answered (too_many, unavailable) on the caller's own thread. Must not block.
 template <class T>
 using Then = std::function<void(Answer<T>)>;
 
-// An idempotency key. The first answer is written with the change itself; the same key again gets that
-// answer.
+// An idempotency key of the caller (user and tenant). The first grant is written with the change itself; the
+// same key again gets that answer, the lease as it was then. A refusal changed nothing and is not kept: the
+// same key may try again. Kept for Settings::key_keep.
 struct Once {
   std::string key = {};  // at most 128 printable bytes; empty: none
-  std::string request =
-      {};  // SHA-256 of method, path and body, hex: the same key with another request is a conflict
+  // SHA-256 of method, path and body, hex: the same key with another request is a conflict
+  std::string request = {};
 };
 
 struct User {  // a token as others see it: never its secret
@@ -95,38 +108,108 @@ struct PoolGpu {
   double free = 0;  // part of it nobody has, 0..1
 };
 
+// Leases by id, as a std::map of them reads; copies share all but what differs.
+class Leases {
+ public:
+  using Value = std::pair<std::int64_t, std::shared_ptr<const lease::Lease>>;
+  class Iterator;
+  Iterator begin() const;
+  Iterator end() const;
+  Iterator find(std::int64_t id) const;         // end(): none
+  Iterator lower_bound(std::int64_t id) const;  // the first that is not below id
+  std::size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  void put(std::int64_t id, std::shared_ptr<const lease::Lease> lease);
+  void erase(std::int64_t id);
+
+ private:
+  using Chunk = std::vector<Value>;  // of 64 ids in a row, rising; never empty
+  using Chunks = std::map<std::int64_t, std::shared_ptr<const Chunk>>;
+  Chunks chunks_ = {};
+  std::size_t size_ = 0;
+};
+class Leases::Iterator {
+ public:
+  using iterator_category = std::bidirectional_iterator_tag;
+  using value_type = Value;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const Value*;
+  using reference = const Value&;
+  Iterator() = default;
+  Iterator(Chunks::const_iterator chunk, std::size_t at) : chunk_(chunk), at_(at) {}
+  reference operator*() const { return (*chunk_->second)[at_]; }
+  pointer operator->() const { return &(*chunk_->second)[at_]; }
+  Iterator& operator++() {
+    if (++at_ == chunk_->second->size()) ++chunk_, at_ = 0;
+    return *this;
+  }
+  Iterator operator++(int) {
+    Iterator was = *this;
+    ++*this;
+    return was;
+  }
+  Iterator& operator--() {
+    if (at_ == 0) --chunk_, at_ = chunk_->second->size();
+    --at_;
+    return *this;
+  }
+  Iterator operator--(int) {
+    Iterator was = *this;
+    --*this;
+    return was;
+  }
+  friend bool operator==(const Iterator& a, const Iterator& b) {
+    return a.chunk_ == b.chunk_ && a.at_ == b.at_;
+  }
+
+ private:
+  Chunks::const_iterator chunk_ = {};
+  std::size_t at_ = 0;
+};
+
 // Everything that can be read, as of one batch. Immutable: readers share it.
 struct Snapshot {
   std::int64_t batch = 0, last_event = 0;
   WallTime at = {};
   std::map<std::string, std::shared_ptr<const tenant::Tenant>> tenants = {};
-  std::map<std::int64_t, std::shared_ptr<const lease::Lease>> leases =
-      {};                                           // those not over, and the last 1000 that are
+  Leases leases = {};                               // those not over, and the last 1000 that ended
   std::map<std::string, tenant::Amount> held = {};  // by tenant
-  std::map<std::string, std::uint64_t> gpu_seconds_month = {};
+  std::map<std::string, std::uint64_t> gpu_seconds_month = {};  // by tenant; as of the last tick
   std::vector<PoolGpu> gpus = {};
   bool draining = false;
   std::string trouble = {};  // why the host cannot be changed now; empty: it can
 };
 
-// What happened, in order; id counts without a gap over restarts. Watch streams are made of these.
+// What happened and what was refused, in order: each is a line of the audit log, so id counts without a gap
+// over restarts. Watch streams are made of those whose outcome is "done".
 struct Event {
   std::int64_t id = 0;
   WallTime at = {};
-  std::string kind = {};    // "lease", "tenant", "token", "gpu"
-  std::string tenant = {};  // whose: who else may see it is the reader's to ask
+  std::string kind = {};    // "lease", "tenant", "token", "gpu", "host", "access"
+  std::string tenant = {};  // whose thing it is: who else may see it is the reader's to ask
   std::string what = {};    // "lease/17"
   std::string verb = {};    // "create", "ready", "expire"
   Json body = {};           // of a lease: its record after it
+  std::string user = {}, role = {}, from = {};  // who; user "bulkhead" without a role: the daemon itself
+  std::string outcome = {};                     // "done", "refused: quota"
 };
 
 struct Settings {
   observe::Access access = {};
-  std::filesystem::path state = {};      // the book lives here; BULKHEAD_STATE
-  std::filesystem::path node_file = {};  // pools and fixed layouts; empty: every GPU as it is now
-  std::size_t most_waiting = 10'000;     // commands in the queue; beyond it Denied::too_many
-  std::size_t most_leases = 100'000;     // not over
-  std::chrono::milliseconds tick{200};   // expiries and the queue are looked at this often
+  std::filesystem::path state = {};              // the book lives here; BULKHEAD_STATE
+  std::filesystem::path node_file = {};          // pools and fixed layouts; empty: every GPU as it is now
+  std::size_t most_waiting = 10'000;             // commands in the queue; beyond it Denied::too_many
+  std::size_t most_leases = 100'000;             // not over
+  std::chrono::milliseconds tick{200};           // expiries and the queue are looked at this often
+  std::chrono::milliseconds look_every{5'000};   // at the host, for what was lost or changed by others
+  std::chrono::milliseconds idle_keep{600'000};  // an instance cut on demand and used no more, before it goes
+  std::chrono::milliseconds notice{60'000};      // to a lease that is preempted
+  std::chrono::milliseconds scrub_again{30'000};  // after a part that could not be scrubbed clean
+  std::chrono::hours key_keep{24};                // idempotency keys
+  std::chrono::milliseconds grace{10'000};        // between SIGTERM and SIGKILL of what a lease left running
+  std::chrono::milliseconds lock_wait{30'000};    // for another bulkhead that changes the host
+  std::filesystem::path cdi = "/run/cdi";         // below access.root
+  std::function<WallTime()> clock = {};           // empty: wall_now; asked on the loop's thread
 };
 
 class Control {
