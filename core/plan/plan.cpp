@@ -120,6 +120,13 @@ class Maker {
       note(fmt::format("gpu {}: under MIG {} no NVLink and no peer-to-peer", format_ranges(without_nvlink_),
                        without_nvlink_.size() == 1 ? "it has" : "they have"));
     }
+    if (!for_machines_.empty()) {
+      note(fmt::format(
+          "gpu {}: for passthrough {} only out of MIG mode; binding {} to vfio-pci is not done "
+          "by bulkhead yet",
+          format_ranges(for_machines_), for_machines_.size() == 1 ? "it is kept" : "they are kept",
+          for_machines_.size() == 1 ? "it" : "them"));
+    }
     if (!refusal_.reasons.empty()) return std::move(refusal_);
     return std::move(plan_);
   }
@@ -142,25 +149,20 @@ class Maker {
     std::map<unsigned, const spec::GpuRule*> rules;
     std::vector<unsigned> unselected;
     std::set<Uuid> seen;
-    for (const auto& gpu : host_.gpus) {
+    const auto in = pools(node_, host_);
+    for (std::size_t i = 0; i < in.size(); ++i) {
+      const Gpu& gpu = host_.gpus[i];
       // Steps name GPUs by UUID: two of one name cannot be told apart.
       if (!seen.insert(gpu.uuid).second) {
         refuse(subject_of(gpu), "the driver gives two GPUs this UUID",
                "reload the driver, then look: bulkhead inventory");
       }
-      std::vector<std::string> lines;
-      for (const auto& rule : node_.gpus) {
-        if (!selects(rule.select, gpu)) continue;
-        lines.push_back(fmt::format("{}", rule.line));
-        rules.emplace(gpu.index, &rule);
-      }
-      if (lines.size() > 1) {
-        refuse(subject_of(gpu),
-               fmt::format("is selected by the rules in lines {} of the node file", join(lines, " and ")),
-               "change one select so that each GPU has one rule");
-        rules.erase(gpu.index);
-      } else if (lines.empty()) {
+      if (in[i].rules.size() > 1) {
+        refuse(subject_of(gpu), in[i].why, "change one select so that each GPU has one rule");
+      } else if (in[i].rules.empty()) {
         unselected.push_back(gpu.index);
+      } else {
+        rules.emplace(gpu.index, &node_.gpus[in[i].rules.front()]);
       }
     }
     if (!unselected.empty()) {
@@ -206,13 +208,18 @@ class Maker {
                "bulkhead inventory lists the GPUs");
       }
     }
+    bool found = false;
     for (const auto& address : rule.select.pci) {
       if (std::any_of(host_.gpus.begin(), host_.gpus.end(),
                       [&](const Gpu& g) { return g.pci.address == address; }))
         continue;
       const auto at = std::find_if(host_.lost.begin(), host_.lost.end(),
                                    [&](const inventory::LostGpu& l) { return l.pci.address == address; });
-      if (at != host_.lost.end()) {
+      if (at != host_.lost.end() && rule.mode == spec::Mode::passthrough && at->pci.driver &&
+          at->pci.driver->starts_with("vfio")) {
+        note(fmt::format("GPU at {} is with {} already", address.str(), printable(*at->pci.driver, 40)));
+        found = true;
+      } else if (at != host_.lost.end()) {
         refuse(subject,
                fmt::format("names {}, which is on the PCI bus but not in NVML: {}", address.str(),
                            printable(at->why, 200)),
@@ -224,7 +231,7 @@ class Maker {
     }
     const bool matches = std::any_of(host_.gpus.begin(), host_.gpus.end(),
                                      [&](const Gpu& g) { return selects(rule.select, g); });
-    if (matches || refusal_.reasons.size() != before) return;
+    if (matches || found || refusal_.reasons.size() != before) return;
     const bool named = !rule.select.index.empty() || !rule.select.uuid.empty() || !rule.select.pci.empty();
     if (named) {
       refuse(subject, "selects no GPU: those it names do not match its other keys",
@@ -405,6 +412,7 @@ class Maker {
   void gpu_steps(const Gpu& gpu, const spec::GpuRule& rule) {
     if (rule.persistence) persistence(gpu, *rule.persistence);
     mig(gpu, rule);
+    if (rule.mode == spec::Mode::passthrough) for_machines_.push_back(gpu.index);
     if (rule.power_limit) power(gpu, *rule.power_limit);
     clocks(gpu, rule.clocks);
   }
@@ -504,7 +512,22 @@ class Maker {
       if (!change_mode(gpu, wanted)) return;
     }
     if (!wanted || refusal_.reasons.size() != refused) return;
-    lay_out(gpu, rule, layout, variants);
+    if (rule.dynamic) {
+      of_leases(gpu);
+    } else {
+      lay_out(gpu, rule, layout, variants);
+    }
+  }
+
+  // Only leases make and destroy instances there.
+  void of_leases(const Gpu& gpu) {
+    std::vector<std::string> there;
+    for (const auto& instance : gpu.instances) {
+      there.push_back(fmt::format("{} at {}{}", name_of(gpu, instance), instance.place.start,
+                                  ours(instance) ? "" : " (not made by bulkhead)"));
+    }
+    note(fmt::format("gpu {}: its layout is dynamic: instances belong to leases; {}", gpu.index,
+                     there.empty() ? "it has none now" : "left as they are: " + join(there, ", ")));
   }
 
   void no_mig(const Gpu& gpu) {
@@ -707,6 +730,7 @@ class Maker {
   const Options& options_;
   Plan plan_ = {};
   Refusal refusal_ = {};
+  std::vector<unsigned> for_machines_ = {};
   std::vector<unsigned> without_nvlink_ = {};  // GPUs that this plan takes it from
 };
 
@@ -726,6 +750,30 @@ bool Plan::reboot_owed() const {
 std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Host& host,
                                  const Remembered& remembered, const Options& options) {
   return Maker(node, host, remembered, options).make();
+}
+
+std::vector<PoolOf> pools(const spec::NodeFile& node, const inventory::Host& host) {
+  std::vector<PoolOf> out;
+  for (const auto& gpu : host.gpus) {
+    PoolOf pool{.gpu = gpu.uuid, .index = gpu.index};
+    std::vector<std::string> lines;
+    for (std::size_t i = 0; i < node.gpus.size(); ++i) {
+      if (!selects(node.gpus[i].select, gpu)) continue;
+      pool.rules.push_back(i);
+      lines.push_back(std::to_string(node.gpus[i].line));
+    }
+    if (pool.rules.size() == 1) {
+      const auto& rule = node.gpus[pool.rules.front()];
+      pool.mode = rule.mode;
+      pool.dynamic = rule.dynamic;
+    } else if (pool.rules.empty()) {
+      pool.why = "no rule of the node file selects it";
+    } else {
+      pool.why = fmt::format("is selected by the rules in lines {} of the node file", join(lines, " and "));
+    }
+    out.push_back(std::move(pool));
+  }
+  return out;
 }
 
 bool selects(const spec::Select& select, const Gpu& gpu) {

@@ -142,6 +142,18 @@ struct Options {
 std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Host& host,
                                  const Remembered& remembered, const Options& options);
 
+// Which pool each GPU of the host is in by the node file, in the host's order: the one place where rules meet
+// GPUs. A GPU that no rule selects, or more than one, is in none, and `why` says so.
+struct PoolOf {
+  Uuid gpu = {};
+  unsigned index = 0;
+  std::optional<spec::Mode> mode = {};  // empty: none
+  bool dynamic = false;                 // Mode::mig: its instances belong to leases
+  std::string why = {};                 // of an empty mode: "no rule of the node file selects it"
+  std::vector<std::size_t> rules = {};  // those that select it, by their place in NodeFile::gpus
+};
+std::vector<PoolOf> pools(const spec::NodeFile& node, const inventory::Host& host);
+
 // Whether a rule is for this GPU.
 bool selects(const spec::Select& select, const inventory::Gpu& gpu);
 

@@ -340,6 +340,68 @@ TEST(Plan, LeavesForeignInstancesAloneUnlessAdopted) {
             (Lines{"gpu 0: destroy 3g.40gb at 0-3", "gpu 0: MIG mode off"}));
 }
 
+TEST(Plan, LeavesTheInstancesOfADynamicLayoutToLeases) {
+  Gpu busy = h100(0), off = h100(1);
+  busy.mig_now = busy.mig_pending = true;
+  busy.instances = {instance(busy, 1, 9, 0), instance(busy, 9, 19, 4), instance(busy, 11, 19, 5, false)};
+  busy.instances[0].compute[0].holders = {holder(7)};
+  busy.instances[2].compute.clear();
+  const Host host = host_of({busy, off});
+  const auto node = node_of("  - select: {all: true}\n    mode: mig\n    layout: dynamic\n");
+  for (const bool adopt : {false, true}) {
+    const auto plan = planned(node, host, {}, {.evict = true, .adopt = adopt});
+    EXPECT_EQ(lines(plan, host), (Lines{"gpu 1: MIG mode on"}));
+    EXPECT_TRUE(noted(plan,
+                      "gpu 0: its layout is dynamic: instances belong to leases; left as they are: 3g.40gb "
+                      "at 0, 1g.10gb at 4, 1g.10gb at 5"));
+    EXPECT_TRUE(noted(plan, "gpu 1: its layout is dynamic: instances belong to leases; it has none now"));
+  }
+  EXPECT_TRUE(has(refused(node, host_of({l40s(0)})).reasons.at(0).why, "has no MIG"));
+}
+
+TEST(Plan, OfPassthroughTurnsMigOffAndSaysWhatItDoesNotDo) {
+  Gpu gpu = h100(0);
+  gpu.mig_now = gpu.mig_pending = true;
+  gpu.instances = {instance(gpu, 1, 9, 0)};
+  Host host = host_of({gpu, l40s(1)});
+  const auto node = node_of("  - select: {all: true}\n    mode: passthrough\n");
+  const auto plan = planned(node, host);
+  EXPECT_EQ(lines(plan, host), (Lines{"gpu 0: destroy 3g.40gb at 0-3", "gpu 0: MIG mode off"}));
+  EXPECT_TRUE(noted(plan,
+                    "gpu 0-1: for passthrough they are kept only out of MIG mode; binding them to vfio-pci "
+                    "is not done by bulkhead yet"));
+  // One that is with vfio already is what the rule wants, though NVML does not see it.
+  host = host_of({});
+  host.lost = {{{{0, 0x99, 0, 0}}, "bound to vfio-pci: set apart for virtual machines"}};
+  host.lost[0].pci.driver = std::string("vfio-pci");
+  const std::string rule = "  - select: {pci: \"99:00.0\"}\n    mode: ";
+  EXPECT_TRUE(
+      noted(planned(node_of(rule + "passthrough\n"), host), "GPU at 0000:99:00.0 is with vfio-pci already"));
+  EXPECT_EQ(refused(node_of(rule + "exclusive\n"), host).reasons.size(), 1U);
+}
+
+TEST(Pools, AreWhatTheRulesSayOfEachGpu) {
+  const Host host = host_of({h100(0), h100(1), l40s(2), l40s(3), l40s(4), h100(5)});
+  const auto node = node_of(
+      "  - select: {index: 0}\n    mode: mig\n    layout: dynamic\n"
+      "  - select: {index: 1}\n    mode: mig\n    layout: [1g.10gb]\n"
+      "  - select: {model: \"*L40S*\", index: \"2-3\"}\n    mode: share\n"
+      "  - select: {index: \"3,5\"}\n    mode: passthrough\n");
+  const auto in = pools(node, host);
+  ASSERT_EQ(in.size(), 6U);
+  EXPECT_EQ(in[0].mode, spec::Mode::mig);
+  EXPECT_TRUE(in[0].dynamic);
+  EXPECT_EQ(in[1].mode, spec::Mode::mig);
+  EXPECT_FALSE(in[1].dynamic);
+  EXPECT_EQ(in[2].mode, spec::Mode::share);
+  EXPECT_FALSE(in[3].mode);
+  EXPECT_TRUE(has(in[3].why, "is selected by the rules in lines 10 and 12"));
+  EXPECT_FALSE(in[4].mode);
+  EXPECT_EQ(in[4].why, "no rule of the node file selects it");
+  EXPECT_EQ(in[5].mode, spec::Mode::passthrough);
+  EXPECT_EQ(in[5].gpu, host.gpus[5].uuid);
+}
+
 TEST(Plan, ChangesTheModeOfIdleGpusOnly) {
   Gpu gpu = h100(0);
   gpu.holders = {holder(1), holder(2)};
@@ -595,8 +657,9 @@ spec::NodeFile random_wish(std::mt19937& random, const Host& host) {
           "[1g.10gb, 1g.10gb, 1g.10gb+me]",
           "[{profile: 3g.40gb, compute: [2c, 1c]}, {profile: 1g.10gb, at: 0}]",
           "[4g.40gb, 1g.20gb]",
-          "[{profile: 3g.40gb, at: 4}]"};
-      rules += std::string("    mode: mig\n    layout: ") + layouts[luck(9)] + "\n";
+          "[{profile: 3g.40gb, at: 4}]",
+          "dynamic"};
+      rules += std::string("    mode: mig\n    layout: ") + layouts[luck(10)] + "\n";
     } else {
       rules += luck(2) == 0 ? "    mode: share\n" : "    mode: exclusive\n";
     }

@@ -56,10 +56,12 @@ Json schema() {
 
   Json rule = object(
       {{"select", described(std::move(select), "which GPUs; all given keys must match")},
-       {"mode", described(Json{{"enum", {"mig", "share", "exclusive"}}},
-                          "MIG instances, software slices, or the whole GPU")},
-       {"layout", described(list(either(profile, std::move(slice))),
-                            "the MIG instances of each selected GPU; only with mode mig")},
+       {"mode", described(Json{{"enum", {"mig", "share", "exclusive", "passthrough"}}},
+                          "MIG instances, software slices, the whole GPU, or the whole GPU for a virtual "
+                          "machine")},
+       {"layout", described(either(list(either(profile, std::move(slice))), Json{{"const", "dynamic"}}),
+                            "the MIG instances of each selected GPU; only with mode mig. dynamic: they come "
+                            "and go with leases")},
        {"power_limit_w", described(Json{{"type", "number"}, {"minimum", 1}, {"maximum", 10000}}, "watts")},
        {"clocks", object({{"lock_mhz", described(either(whole(1, 10000), Json{{"type", "array"},
                                                                               {"items", whole(1, 10000)},
@@ -72,6 +74,10 @@ Json schema() {
   rule["if"] = Json{{"properties", {{"mode", {{"const", "mig"}}}}}};
   rule["then"] = Json{{"required", {"layout"}}};
   rule["else"] = Json{{"not", {{"required", {"layout"}}}}};
+  const auto absent = [](const char* key) { return Json{{"not", {{"required", {key}}}}}; };
+  rule["allOf"] = Json::array(
+      {Json{{"if", {{"properties", {{"mode", {{"const", "passthrough"}}}}}}},
+            {"then", {{"allOf", {absent("power_limit_w"), absent("clocks"), absent("persistence")}}}}}});
 
   Json unit_rule = object(
       {{"name", unit}, {"enabled", {{"type", "boolean"}}}, {"active", {{"type", "boolean"}}}}, {"name"});

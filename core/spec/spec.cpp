@@ -99,14 +99,26 @@ class NodeReader : public Reader {
     out.mode = chosen.value_or(Mode::exclusive);
     const auto layout_at = keys.find("layout");
     if (layout_at != keys.end()) {
-      out.layout = layout(*layout_at->second, at_key(path, "layout"));
+      out.dynamic = dynamic(*layout_at->second, at_key(path, "layout"));
+      if (layout_at->second->kind != Node::Kind::scalar)
+        out.layout = layout(*layout_at->second, at_key(path, "layout"));
       if (known && out.mode != Mode::mig) {
         mistake(*layout_at->second, at_key(path, "layout"),
                 fmt::format("a layout is for mode mig, this is mode {}", name_of(out.mode)),
                 "write mode: mig or remove the layout");
       }
     } else if (known && out.mode == Mode::mig) {
-      mistake(node, path, "mode mig needs a layout", "write layout: [1g.10gb, ...], or [] for none");
+      mistake(node, path, "mode mig needs a layout",
+              "write layout: [1g.10gb, ...], [] for none, or dynamic where leases make the instances");
+    }
+    if (known && out.mode == Mode::passthrough) {
+      for (const auto* key : {"power_limit_w", "clocks", "persistence"}) {
+        if (const auto at = keys.find(key); at != keys.end()) {
+          mistake(*at->second, at_key(path, key),
+                  "a GPU for passthrough is set by the driver in its virtual machine, not by this host's",
+                  fmt::format("remove {}", key));
+        }
+      }
     }
     if (const auto at = keys.find("power_limit_w"); at != keys.end())
       out.power_limit = power(*at->second, at_key(path, "power_limit_w"));
@@ -120,11 +132,13 @@ class NodeReader : public Reader {
   std::optional<Mode> mode(const Node& node, const std::string& path) {
     const auto word = text(node, path);
     if (!word) return std::nullopt;
-    for (const auto m : {Mode::mig, Mode::share, Mode::exclusive}) {
+    for (const auto m : {Mode::mig, Mode::share, Mode::exclusive, Mode::passthrough}) {
       if (*word == name_of(m)) return m;
     }
-    std::string suggestion = meant(*word, {"mig", "share", "exclusive"});
-    if (suggestion.empty()) suggestion = "modes are mig, share and exclusive";
+    std::string suggestion = meant(*word, {"mig", "share", "exclusive", "passthrough"});
+    if (*word == "dynamic") suggestion = "write mode: mig and layout: dynamic";
+    if (*word == "vfio") suggestion = "write mode: passthrough";
+    if (suggestion.empty()) suggestion = "modes are mig, share, exclusive and passthrough";
     mistake(node, path, fmt::format("{} is not a mode", in_quotes(*word)), suggestion);
     return std::nullopt;
   }
@@ -203,6 +217,21 @@ class NodeReader : public Reader {
     if (at == keys.end()) return;
     const std::string where = at_key(path, key);
     for (const Node* item : one_or_more(*at->second, where, list_limit)) read(*item, where);
+  }
+
+  // The one word that stands for a layout.
+  bool dynamic(const Node& node, const std::string& path) {
+    if (node.kind != Node::Kind::scalar) return false;
+    if (node.text == "dynamic") return true;
+    std::string suggestion = meant(node.text, {"dynamic"});
+    if (suggestion.empty()) {
+      suggestion =
+          is_profile_name(node.text)
+              ? fmt::format("write layout: [{}]", printable(node.text, 40))
+              : "write layout: [1g.10gb, ...], [] for none, or dynamic where leases make the instances";
+    }
+    mistake(node, path, fmt::format("{} is not a layout", in_quotes(node.text)), suggestion);
+    return false;
   }
 
   std::vector<Slice> layout(const Node& node, const std::string& path) {
@@ -530,6 +559,8 @@ std::string_view name_of(Mode mode) {
       return "share";
     case Mode::exclusive:
       return "exclusive";
+    case Mode::passthrough:
+      return "passthrough";
   }
   return "exclusive";
 }
@@ -566,7 +597,8 @@ std::string to_yaml(const NodeFile& node) {
   if (!node.gpus.empty()) out += "gpus:\n";
   for (const auto& rule : node.gpus) {
     out += fmt::format("  - select: {}\n    mode: {}\n", select_text(rule.select), name_of(rule.mode));
-    if (rule.mode == Mode::mig) out += fmt::format("    layout: {}\n", flow(rule.layout, slice_text));
+    if (rule.mode == Mode::mig)
+      out += fmt::format("    layout: {}\n", rule.dynamic ? "dynamic" : flow(rule.layout, slice_text));
     if (rule.power_limit) out += fmt::format("    power_limit_w: {}\n", watts_text(*rule.power_limit));
     if (rule.clocks)
       out += fmt::format("    clocks: {{lock_mhz: [{}, {}]}}\n", rule.clocks->low.count,

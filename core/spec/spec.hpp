@@ -22,7 +22,12 @@ struct Mistake {
   std::string suggestion = {};  // may be empty
 };
 
-enum class Mode { mig, share, exclusive };
+enum class Mode {
+  mig,          // MIG instances
+  share,        // software slices
+  exclusive,    // the whole GPU
+  passthrough,  // the whole GPU, for a virtual machine
+};
 std::string_view name_of(Mode mode);
 
 struct PciId {
@@ -58,6 +63,7 @@ struct GpuRule {
   Select select = {};
   Mode mode = Mode::exclusive;
   std::vector<Slice> layout = {};  // only with Mode::mig
+  bool dynamic = false;            // only with Mode::mig: no layout, its instances come and go with leases
   std::optional<Milliwatts> power_limit = {};
   std::optional<ClockLock> clocks = {};
   std::optional<bool> persistence = {};

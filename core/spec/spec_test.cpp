@@ -174,9 +174,22 @@ TEST(NodeFile, NamesEachMistakeAndItsRemedy) {
       {h + "gpus: [{select: {pci: 1b}, mode: share}]",
        "'1b' is not a PCI address; write it like 0000:1b:00.0"},
       {h + "gpus: [{select: {pci_id: 2330}, mode: share}]", "is not a PCI id"},
-      {rule("    mode: mig\n"), "mode mig needs a layout; write layout: [1g.10gb, ...], or [] for none"},
+      {rule("    mode: mig\n"),
+       "mode mig needs a layout; write layout: [1g.10gb, ...], [] for none, or dynamic where leases make"},
+      {rule("    mode: mig\n    layout: dynamics\n"), "'dynamics' is not a layout; did you mean 'dynamic'?"},
+      {rule("    mode: mig\n    layout: 3g.40gb\n"), "'3g.40gb' is not a layout; write layout: [3g.40gb]"},
+      {rule("    mode: mig\n    layout: {dynamic: true}\n"), "layout: must be a list"},
+      {rule("    mode: mig\n    layout: [dynamic]\n"), "'dynamic' is not a MIG profile name"},
+      {rule("    mode: exclusive\n    layout: dynamic\n"),
+       "a layout is for mode mig, this is mode exclusive"},
+      {rule("    mode: dynamic\n"), "'dynamic' is not a mode; write mode: mig and layout: dynamic"},
+      {rule("    mode: passtrough\n"), "'passtrough' is not a mode; did you mean 'passthrough'?"},
+      {rule("    mode: passthrough\n    layout: []\n"), "a layout is for mode mig, this is mode passthrough"},
+      {rule("    mode: passthrough\n    power_limit_w: 500\n"), "remove power_limit_w"},
+      {rule("    mode: passthrough\n    persistence: true\n"),
+       "a GPU for passthrough is set by the driver in its virtual machine, not by this host's"},
       {rule("    mode: share\n    layout: [1g.10gb]\n"), "a layout is for mode mig, this is mode share"},
-      {rule("    mode: passthrough\n"), "'passthrough' is not a mode; modes are mig, share and exclusive"},
+      {rule("    mode: whole\n"), "'whole' is not a mode; modes are mig, share, exclusive and passthrough"},
       {rule("    mode: mig\n    layout: [3g40gb]\n"), "write it like 3g.40gb or 1g.10gb+me"},
       {rule("    mode: mig\n    layout: [{at: 1}]\n"), "the key 'profile' is missing"},
       {rule("    mode: mig\n    layout: [{profile: 1g.10gb, at: 99}]\n"), "99 is out of range 0 to 63"},
@@ -283,7 +296,7 @@ bool same(const GpuRule& a, const GpuRule& b) {
   return a.select.all == b.select.all && a.select.index == b.select.index && a.select.uuid == b.select.uuid &&
          a.select.pci == b.select.pci && a.select.model == b.select.model &&
          a.select.pci_id == b.select.pci_id && a.mode == b.mode && a.power_limit == b.power_limit &&
-         a.clocks == b.clocks && a.persistence == b.persistence &&
+         a.clocks == b.clocks && a.persistence == b.persistence && a.dynamic == b.dynamic &&
          std::equal(a.layout.begin(), a.layout.end(), b.layout.begin(), b.layout.end(),
                     [](const Slice& x, const Slice& y) { return same(x, y); });
 }
@@ -325,8 +338,9 @@ NodeFile random_node(std::mt19937& random) {
         rule.select.model = {"*\"H100\": \\ #" + std::to_string(luck(9)) + "*", "L40S\xc3\xa9"};
       if (luck(2) == 0) rule.select.pci_id = {{0x10de, static_cast<std::uint16_t>(luck(65536))}};
     }
-    rule.mode = static_cast<Mode>(luck(3));
-    if (rule.mode == Mode::mig) {
+    rule.mode = static_cast<Mode>(luck(4));
+    rule.dynamic = rule.mode == Mode::mig && luck(4) == 0;
+    if (rule.mode == Mode::mig && !rule.dynamic) {
       for (unsigned s = luck(5); s > 0; --s) {
         Slice slice;
         slice.profile = luck(2) == 0 ? "3g.40gb" : "1g.10gb+me";
@@ -334,6 +348,10 @@ NodeFile random_node(std::mt19937& random) {
         if (luck(3) == 0) slice.compute = {"1c", "2c"};
         rule.layout.push_back(slice);
       }
+    }
+    if (rule.mode == Mode::passthrough) {
+      node.gpus.push_back(rule);
+      continue;
     }
     if (luck(2) == 0) rule.power_limit = Milliwatts(1000 + luck(9999000));
     if (luck(2) == 0) rule.clocks = ClockLock{Megahertz(1 + luck(1000)), Megahertz(1001 + luck(1000))};
@@ -376,7 +394,7 @@ TEST(Schema, DescribesEveryKeyThatTheParserTakes) {
   const auto& rule = s["properties"]["gpus"]["items"];
   EXPECT_EQ(keys(rule), (Names{"select", "mode", "layout", "power_limit_w", "clocks", "persistence"}));
   EXPECT_EQ(keys(rule["properties"]["select"]), (Names{"all", "index", "uuid", "pci", "model", "pci_id"}));
-  EXPECT_EQ(keys(rule["properties"]["layout"]["items"]["anyOf"][1]),
+  EXPECT_EQ(keys(rule["properties"]["layout"]["anyOf"][0]["items"]["anyOf"][1]),
             (Names{"profile", "at", "count", "compute"}));
   const auto& host = s["properties"]["host"];
   EXPECT_EQ(keys(host), (Names{"kernel_args", "cpu_governor", "fabric_manager", "units", "modprobe"}));
