@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 #include <fmt/format.h>
+
+#include "core/nnls/nnls.hpp"
 
 namespace bulkhead::usage {
 
@@ -212,54 +213,20 @@ Result<PowerModel> fit(std::span<const Sample> samples) {
   }
   const auto count = static_cast<double>(samples.size());
 
-  // The best solution without negative terms has some set of terms at nothing; the rest solves its normal
-  // equations. There are 16 sets.
-  std::optional<Row> best;
-  double best_miss = std::numeric_limits<double>::infinity();
-  for (unsigned set = 1; set < (1U << terms); ++set) {
-    std::array<std::array<double, terms + 1>, terms> m{};
-    for (std::size_t i = 0; i < terms; ++i) {
-      const bool in = (set >> i & 1U) != 0;
-      for (std::size_t j = 0; j < terms; ++j) m[i][j] = in && (set >> j & 1U) != 0 ? normal[i][j] : 0;
-      if (!in) m[i][i] = 1;
-      m[i][terms] = in ? right[i] : 0;
-    }
-    bool singular = false;
-    for (std::size_t k = 0; k < terms && !singular; ++k) {
-      std::size_t pivot = k;
-      for (std::size_t i = k + 1; i < terms; ++i)
-        if (std::abs(m[i][k]) > std::abs(m[pivot][k])) pivot = i;
-      std::swap(m[k], m[pivot]);
-      singular = std::abs(m[k][k]) < 1e-9 * count;
-      for (std::size_t i = 0; i < terms && !singular; ++i) {
-        if (i == k) continue;
-        const double factor = m[i][k] / m[k][k];
-        for (std::size_t j = k; j <= terms; ++j) m[i][j] -= factor * m[k][j];
-      }
-    }
-    if (singular) continue;
-    Row x{};
-    for (std::size_t i = 0; i < terms; ++i) x[i] = m[i][terms] / m[i][i];
-    if (std::any_of(x.begin(), x.end(), [](double v) { return v < 0; })) continue;
-    double miss = 0;
-    for (const auto& sample : samples) {
-      const Row row = row_of(sample);
-      const double said = std::inner_product(row.begin(), row.end(), x.begin(), 0.0);
-      miss += (said - sample.watts) * (said - sample.watts);
-    }
-    // Equal within rounding: the set that came first, so that the answer is the same everywhere.
-    if (miss < best_miss * (1 - 1e-12)) {
-      best = x;
-      best_miss = miss;
-    }
-  }
+  const auto best = nnls::solve(normal, right, 1e-9 * count);
   if (!best || (*best)[1] + (*best)[2] + (*best)[3] <= 0) {
     return Error(Errc::invalid, "power did not move with activity in these samples: nothing can be fitted",
                  "take samples of an idle GPU and of programs that load SMs, tensor cores and memory");
   }
   PowerModel model{.idle = (*best)[0], .sm = (*best)[1], .tensor = (*best)[2], .dram = (*best)[3]};
+  double missed = 0;
+  for (const auto& sample : samples) {
+    const Row row = row_of(sample);
+    const double off = std::inner_product(row.begin(), row.end(), best->begin(), -sample.watts);
+    missed += off * off;
+  }
   const double dynamic = watts / count - model.idle;
-  model.error = dynamic > 0 ? std::min(1.0, std::sqrt(best_miss / count) / dynamic) : 1.0;
+  model.error = dynamic > 0 ? std::min(1.0, std::sqrt(missed / count) / dynamic) : 1.0;
   return model;
 }
 

@@ -98,7 +98,7 @@ struct Sample {  // of a whole GPU that one program had
   Activity activity = {};
   double watts = 0;  // from the counter over at least a second
 };
-// Least squares with no negative watts (every subset of the four terms is tried: exact). At least 8 samples;
+// Least squares with no negative watts. At least 8 samples;
 // Errc::invalid when they do not tell the terms apart at all.
 Result<PowerModel> fit(std::span<const Sample> samples);
 
