@@ -34,6 +34,7 @@ struct ComputeInstance {
   mig::Placement place = {};  // in compute slices of its GPU instance
   Reading<Uuid> uuid = {};    // of the MIG device it makes: MIG-...
   std::vector<Holder> holders = {};
+  Reading<Bytes> memory_used = {};  // of the MIG device; read where one GPU alone is looked at
 };
 
 struct GpuInstance {

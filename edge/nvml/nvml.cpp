@@ -937,15 +937,18 @@ Result<std::vector<ProcessBusy>> Nvml::process_utilization(Device device, std::u
     const nvmlReturn_t code = t.raw(t.api.process_utilization, handle_of(device), found.data(), &count,
                                     static_cast<unsigned long long>(since_us));
     if (code == NVML_SUCCESS) break;
-    if (code != NVML_ERROR_INSUFFICIENT_SIZE || attempt == 2) return t.failure(code, t.api.process_utilization.name);
-    if (count > limits::processes) return lied(t.api.process_utilization.name, fmt::format("{} samples", count));
+    if (code != NVML_ERROR_INSUFFICIENT_SIZE || attempt == 2)
+      return t.failure(code, t.api.process_utilization.name);
+    if (count > limits::processes)
+      return lied(t.api.process_utilization.name, fmt::format("{} samples", count));
     found.resize(count + std::size_t{64});  // more may come meanwhile
   }
   if (count > found.size()) return lied(t.api.process_utilization.name, fmt::format("{} samples", count));
   std::vector<ProcessBusy> all;
   for (const auto& sample : std::span(found.data(), count)) {
     // The driver pads its answer with old and empty samples.
-    if (sample.pid == 0 || sample.pid > 0x7fffffffU || sample.timeStamp <= since_us || sample.smUtil > 100) continue;
+    if (sample.pid == 0 || sample.pid > 0x7fffffffU || sample.timeStamp <= since_us || sample.smUtil > 100)
+      continue;
     all.push_back({static_cast<int>(sample.pid), sample.smUtil, sample.timeStamp});
   }
   return all;
@@ -997,7 +1000,7 @@ Result<std::vector<ProcessEntry>> Nvml::processes(Device device) {
   return all;
 }
 
-Result<std::vector<MigDevice>> Nvml::mig_devices(Device device, std::size_t expected) {
+Result<std::vector<MigDevice>> Nvml::mig_devices(Device device, std::size_t expected, bool with_memory) {
   Table& t = *table_;
   std::vector<MigDevice> all;
   if (expected == 0) return all;
@@ -1013,6 +1016,12 @@ Result<std::vector<MigDevice>> Nvml::mig_devices(Device device, std::size_t expe
     BH_CHECK(t.call(t.api.compute_instance_id, mig_handle, &found.compute_instance));
     BH_TRY(std::string text, t.text<NVML_DEVICE_UUID_V2_BUFFER_SIZE>(t.api.uuid, mig_handle));
     found.uuid.text = std::move(text);
+    found.used = Reading<Bytes>::missing("not asked");
+    if (with_memory) {
+      const auto split = memory({mig_handle, device.index});
+      found.used =
+          split.ok() ? Reading<Bytes>(split->used) : Reading<Bytes>::missing(split.error().message());
+    }
     all.push_back(std::move(found));
   }
   return all;

@@ -89,6 +89,7 @@ struct Fabric {
 struct MigDevice {
   unsigned gpu_instance = 0, compute_instance = 0;
   Uuid uuid = {};
+  Reading<Bytes> used = {};  // of its memory; where asked for
 };
 
 // The driver call that this process is in.
@@ -160,7 +161,7 @@ class Nvml {
   // Samples newer than `since_us`. Errc::not_found: none yet. Errc::unsupported: MIG, or an old chip.
   Result<std::vector<ProcessBusy>> process_utilization(Device, std::uint64_t since_us);
   // Only compute instances appear; `expected` (how many there are) saves asking on after the last one.
-  Result<std::vector<MigDevice>> mig_devices(Device, std::size_t expected);
+  Result<std::vector<MigDevice>> mig_devices(Device, std::size_t expected, bool with_memory = false);
   Result<Activation> set_mig_mode(Device, bool on);
   Result<GpuInstance> create_instance(Device, unsigned profile_id, mig::Placement place);
   Result<ComputeInstance> create_compute(Device, unsigned gpu_instance,

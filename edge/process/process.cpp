@@ -1,12 +1,18 @@
 #include "edge/process/process.hpp"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
 #include <poll.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <optional>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -78,24 +84,31 @@ Result<Identity> look(const fs::path& root, int pid) {
   return identity;
 }
 
-Status terminate(const fs::path& root, const inventory::Holder& holder, unsigned grace_ms) {
+namespace {
+
+std::string words(const inventory::Holder& holder) {
+  return fmt::format("pid {} ({})", holder.pid, holder.name);
+}
+
+// A holder pinned: from here on the pidfd names one process, whatever becomes of the number. No descriptor
+// and no error: it has ended.
+Result<UniqueFd> pin(const fs::path& root, const inventory::Holder& holder) {
   static constexpr const char* elsewhere =
       "end it where it runs; one that the twin simulates: bulkhead twin detach --all";
-  const std::string who = fmt::format("pid {} ({})", holder.pid, holder.name);
+  const std::string who = words(holder);
   if (holder.pid <= 1) return Error(Errc::invalid, fmt::format("{} is not to be ended", who));
-  const UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, holder.pid, 0U)));
+  UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, holder.pid, 0U)));
   const bool here = root == "/";
   if (!pidfd) {
     if (errno == ESRCH) {
-      if (here) return ok_status();
+      if (here) return UniqueFd();
       // Below another root the pid may be one that only that host, or its simulation, knows.
       return Error(Errc::unsupported, fmt::format("{} is no process of this machine", who), elsewhere);
     }
     return errno_error("pidfd_open " + who, errno);
   }
-  // From here on the pidfd names one process, whatever becomes of the number.
   const auto real = stat_of("/", holder.pid);
-  if (!real.ok() && real.error().code() == Errc::not_found) return ok_status();
+  if (!real.ok() && real.error().code() == Errc::not_found) return UniqueFd();
   if (!real.ok()) return real.error();
   if (holder.start_time == 0) {
     return Error(
@@ -108,15 +121,223 @@ Status terminate(const fs::path& root, const inventory::Holder& holder, unsigned
                    fmt::format("{} has ended; the number belongs to {} now", who, real->name));
     return Error(Errc::unsupported, fmt::format("{} is no process of this machine", who), elsewhere);
   }
-  for (const int signal : {SIGTERM, SIGKILL}) {
-    if (::syscall(SYS_pidfd_send_signal, pidfd.get(), signal, nullptr, 0U) != 0) {
-      if (errno == ESRCH) return ok_status();
-      return errno_error("signal " + who, errno);
-    }
-    if (ended_within(pidfd.get(), signal == SIGTERM ? grace_ms : 1000)) return ok_status();
+  return pidfd;
+}
+
+constexpr unsigned kill_wait_ms = 1000;
+
+}  // namespace
+
+std::vector<Status> terminate_all(const fs::path& root, std::span<const inventory::Holder> holders,
+                                  unsigned grace_ms) {
+  std::vector<Status> answers;
+  std::vector<UniqueFd> pinned;
+  for (const auto& holder : holders) {
+    auto pidfd = pin(root, holder);
+    answers.push_back(pidfd.ok() ? ok_status() : Status(pidfd.error()));
+    pinned.push_back(pidfd.ok() ? std::move(*pidfd) : UniqueFd());
   }
-  return Error(Errc::timeout, fmt::format("{} does not end, even by SIGKILL", who),
-               "it hangs in the kernel: look at /proc/" + std::to_string(holder.pid) + "/wchan");
+  for (const int signal : {SIGTERM, SIGKILL}) {
+    if (signal == SIGTERM && grace_ms == 0) continue;
+    for (std::size_t i = 0; i < pinned.size(); ++i) {
+      if (!pinned[i]) continue;
+      if (::syscall(SYS_pidfd_send_signal, pinned[i].get(), signal, nullptr, 0U) != 0) {
+        if (errno != ESRCH) answers[i] = errno_error("signal " + words(holders[i]), errno);
+        pinned[i].reset();
+      }
+    }
+    const std::uint64_t deadline =
+        monotonic_ns() + std::uint64_t{signal == SIGTERM ? grace_ms : kill_wait_ms} * 1'000'000;
+    for (auto& pidfd : pinned) {
+      if (!pidfd) continue;
+      const std::uint64_t now = monotonic_ns();
+      const auto left = now >= deadline ? 0U : static_cast<unsigned>((deadline - now) / 1'000'000 + 1);
+      if (ended_within(pidfd.get(), left)) pidfd.reset();
+    }
+  }
+  for (std::size_t i = 0; i < pinned.size(); ++i) {
+    if (!pinned[i]) continue;
+    answers[i] = Error(Errc::timeout, fmt::format("{} does not end, even by SIGKILL", words(holders[i])),
+                       "it hangs in the kernel: look at /proc/" + std::to_string(holders[i].pid) + "/wchan");
+  }
+  return answers;
+}
+
+Status terminate(const fs::path& root, const inventory::Holder& holder, unsigned grace_ms) {
+  // A grace of nothing is still a request first.
+  return std::move(terminate_all(root, {&holder, 1}, std::max(grace_ms, 1U)).front());
+}
+
+void freeze(std::span<const inventory::Holder> holders) {
+  for (const auto& holder : holders) {
+    if (const auto pidfd = pin("/", holder); pidfd.ok() && *pidfd)
+      ::syscall(SYS_pidfd_send_signal, pidfd->get(), SIGSTOP, nullptr, 0U);
+  }
+}
+
+Result<WallTime> started(const Identity& who) {
+  BH_TRY(const std::string text, read_file("/proc/stat", 1U << 22U));
+  for (const auto line : split_lines(text)) {
+    if (!line.starts_with("btime ")) continue;
+    const auto boot = parse_u64(trim(line.substr(6)));
+    const long ticks = ::sysconf(_SC_CLK_TCK);
+    if (!boot || ticks <= 0) break;
+    const std::uint64_t ms = *boot * 1000 + who.start_time * 1000 / static_cast<std::uint64_t>(ticks);
+    return WallTime(std::chrono::milliseconds(ms));
+  }
+  return Error(Errc::corrupt, "/proc/stat does not tell when this machine was booted");
+}
+
+// ---- who has a file open
+
+namespace {
+
+constexpr std::size_t most_mappings_bytes = 64U << 20U;
+
+// What two descriptors of one file have in common.
+struct Key {
+  bool device = false;
+  dev_t first = 0;
+  ino_t second = 0;
+  friend bool operator==(const Key&, const Key&) = default;
+};
+Key key_of(const struct stat& info) {
+  if (S_ISCHR(info.st_mode)) return {true, info.st_rdev, 0};
+  return {false, info.st_dev, info.st_ino};
+}
+
+std::vector<int> numbers_in(const fs::path& directory) {
+  std::vector<int> out;
+  DIR* open = ::opendir(directory.c_str());
+  if (open == nullptr) return out;
+  while (const dirent* entry = ::readdir(open)) {
+    if (const auto number = parse_u64(entry->d_name); number && *number <= 0x7fffffff)
+      out.push_back(static_cast<int>(*number));
+  }
+  ::closedir(open);
+  return out;
+}
+
+class Search {
+ public:
+  explicit Search(std::span<const fs::path> files) {
+    for (const auto& file : files) {
+      struct stat info {};
+      keys_.push_back(::stat(file.c_str(), &info) == 0 ? std::optional(key_of(info)) : std::nullopt);
+    }
+  }
+  bool hopeless() const {
+    return std::none_of(keys_.begin(), keys_.end(), [](const auto& key) { return key.has_value(); });
+  }
+
+  // Errc::permission: this process may not be looked into.
+  Result<std::vector<std::size_t>> of(int pid) const {
+    std::set<std::size_t> found;
+    const fs::path at = fmt::format("/proc/{}", pid);
+    std::vector<int> tables;  // threads, one for each table of descriptors
+    for (const int thread : numbers_in(at / "task")) {
+      // kcmp(2): 0 says that both use one table. Where it is not to be had, every thread is looked at.
+      if (!tables.empty() && ::syscall(SYS_kcmp, tables.front(), thread, KCMP_FILES, 0UL, 0UL) == 0) continue;
+      tables.push_back(thread);
+      const fs::path fds = at / "task" / std::to_string(thread) / "fd";
+      const UniqueFd directory(::open(fds.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+      if (!directory && (errno == EACCES || errno == EPERM)) return denied(pid);
+      if (!directory) continue;
+      for (const int fd : numbers_in(fds)) {
+        struct stat info {};
+        if (::fstatat(directory.get(), std::to_string(fd).c_str(), &info, 0) == 0) match(info, found);
+      }
+    }
+    if (!mappings(at, found)) return denied(pid);
+    return std::vector<std::size_t>(found.begin(), found.end());
+  }
+
+ private:
+  static Error denied(int pid) {
+    return Error(Errc::permission, fmt::format("what pid {} has open may not be read", pid),
+                 "it takes root, with CAP_SYS_PTRACE and CAP_SYS_ADMIN");
+  }
+  void match(const struct stat& info, std::set<std::size_t>& found) const {
+    const Key key = key_of(info);
+    for (std::size_t i = 0; i < keys_.size(); ++i) {
+      if (keys_[i] == key) found.insert(i);
+    }
+  }
+  // "7f..-7f.. rw-s 00000000 00:05 1234 /dev/nvidia0": only shared mappings of files, each file once.
+  // False: some may not be looked at.
+  bool mappings(const fs::path& at, std::set<std::size_t>& found) const {
+    const auto text = read_file(at / "maps", most_mappings_bytes);
+    if (!text.ok()) return text.error().native() != EACCES && text.error().native() != EPERM;
+    std::set<std::string_view> seen;
+    for (const auto line : split_lines(*text)) {
+      const auto words = split(line, ' ');
+      if (words.size() < 5 || words[1].size() != 4 || words[1][3] != 's' || words[4] == "0") continue;
+      const auto file = line.substr(static_cast<std::size_t>(words[3].data() - line.data()),
+                                    words[3].size() + 1 + words[4].size());
+      if (!seen.insert(file).second) continue;
+      struct stat info {};
+      // map_files writes the addresses without leading zeros, as maps does not always.
+      const auto ends = split(words[0], '-');
+      const auto low = parse_u64(ends.front(), 16), high = parse_u64(ends.back(), 16);
+      if (!low || !high) continue;
+      if (::stat((at / "map_files" / fmt::format("{:x}-{:x}", *low, *high)).c_str(), &info) == 0)
+        match(info, found);
+      else if (errno == EPERM || errno == EACCES)
+        return false;
+    }
+    return true;
+  }
+
+  std::vector<std::optional<Key>> keys_;
+};
+
+// The owner of /proc/PID would be root for every process that has made itself undumpable. Of the real and the
+// effective user the one that is not root.
+unsigned user_of(const fs::path& at) {
+  const auto text = read_file(at / "status", 65536);
+  if (!text.ok()) return ~0U;
+  for (const auto line : split_lines(*text)) {
+    if (!line.starts_with("Uid:")) continue;
+    const auto words = split(trim(line.substr(4)), '\t');
+    const auto real = parse_u64(words[0]), effective = parse_u64(words.size() > 1 ? words[1] : "");
+    if (!real || !effective) return ~0U;
+    return static_cast<unsigned>(*real != 0 ? *real : *effective);
+  }
+  return ~0U;
+}
+
+bool same_file(const fs::path& a, const fs::path& b) {
+  struct stat one {
+  }, two{};
+  return ::stat(a.c_str(), &one) == 0 && ::stat(b.c_str(), &two) == 0 && one.st_dev == two.st_dev &&
+         one.st_ino == two.st_ino;
+}
+
+}  // namespace
+
+Result<std::vector<Opener>> openers(std::span<const fs::path> files) {
+  std::vector<Opener> out;
+  const Search search(files);
+  if (search.hopeless()) return out;
+  const auto pids = numbers_in("/proc");
+  if (pids.empty()) return Error(Errc::io, "/proc lists no process");
+  for (const int pid : pids) {
+    if (pid == ::getpid()) continue;
+    // The start time before and after: what was found belongs to one process.
+    const auto before = stat_of("/", pid);
+    if (!before.ok()) continue;
+    BH_TRY(auto found, search.of(pid));
+    if (found.empty()) continue;
+    auto who = look("/", pid);
+    if (!who.ok() || who->start_time != before->start_time) continue;
+    Opener opener{.who = std::move(*who), .files = std::move(found)};
+    const fs::path at = fmt::format("/proc/{}", pid);
+    opener.uid = user_of(at);
+    opener.here = same_file(at / "ns/pid", "/proc/self/ns/pid");
+    opener.same_program = same_file(at / "exe", "/proc/self/exe");
+    out.push_back(std::move(opener));
+  }
+  return out;
 }
 
 }  // namespace bulkhead::process

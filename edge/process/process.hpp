@@ -4,8 +4,11 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
+#include <vector>
 
+#include "base/clock.hpp"
 #include "base/result.hpp"
 #include "core/inventory/inventory.hpp"
 
@@ -26,5 +29,30 @@ Result<Identity> look(const std::filesystem::path& root, int pid);
 // already is success. Errc::conflict: the pid belongs to another process now. Errc::unsupported: below a root
 // that is not this machine's, the pid is nobody here.
 Status terminate(const std::filesystem::path& root, const inventory::Holder& holder, unsigned grace_ms);
+
+// As terminate, of many at once: one grace for all. One answer each, in order.
+std::vector<Status> terminate_all(const std::filesystem::path& root,
+                                  std::span<const inventory::Holder> holders, unsigned grace_ms);
+
+// Who has a file open or mapped.
+struct Opener {
+  Identity who = {};
+  unsigned uid = 0;                     // effective
+  bool here = false;                    // in the pid namespace of the caller: not in a container of its own
+  bool same_program = false;            // runs the caller's own program file
+  std::vector<std::size_t> files = {};  // of those asked for, by place
+};
+// Every process of this machine that has one of `files` open, through any thread (each may have a table of
+// its own), or mapped: a mapping outlives its closed descriptor. A device node counts by its device number,
+// so a container's own node is seen; another file by its inode. Files that are not there are nobody's. Not
+// seen: a descriptor under way in a Unix socket. The caller itself is left out. Errc::permission: some process may not be looked
+// into (it takes CAP_SYS_PTRACE, and CAP_SYS_ADMIN for mappings).
+Result<std::vector<Opener>> openers(std::span<const std::filesystem::path> files);
+
+// Stops them (SIGSTOP), so that they make no more of themselves; those that have ended meanwhile are fine.
+void freeze(std::span<const inventory::Holder> holders);
+
+// When it was started, by the wall clock.
+Result<WallTime> started(const Identity& who);
 
 }  // namespace bulkhead::process

@@ -139,5 +139,22 @@ TEST(ProcessTest, ReadsTheCgroupBelowARootAndRefusesAMangledStat) {
   fs::remove_all(root);
 }
 
+TEST(ProcessTest, OfManyAtOnceOnlyThoseMeantAreEnded) {
+  Child polite, stubborn(true), reused;
+  std::vector<inventory::Holder> all;
+  for (const Child* child : {&polite, &stubborn, &reused})
+    all.push_back(holder_of(look("/", child->pid()).value()));
+  all[2].start_time -= 1;  // somebody who had this number before
+  const auto answers = terminate_all("/", all, 200);
+  ASSERT_EQ(answers.size(), 3U);
+  EXPECT_TRUE(answers[0].ok());
+  EXPECT_TRUE(answers[1].ok());
+  ASSERT_FALSE(answers[2].ok());
+  EXPECT_EQ(answers[2].error().code(), Errc::conflict);
+  EXPECT_EQ(WTERMSIG(polite.reap()), SIGTERM);
+  EXPECT_EQ(WTERMSIG(stubborn.reap()), SIGKILL);
+  EXPECT_EQ(::kill(reused.pid(), 0), 0);
+}
+
 }  // namespace
 }  // namespace bulkhead::process

@@ -99,7 +99,7 @@ void read_processes(Nvml& driver, Device device, Names& names, Gpu& gpu, std::ve
   }
 }
 
-void read_mig(Nvml& driver, Device device, Detail detail, Gpu& gpu, std::vector<std::string>& notes) {
+void read_mig(Nvml& driver, Device device, const Access& access, Gpu& gpu, std::vector<std::string>& notes) {
   const auto mode = driver.mig_mode(device);
   if (!mode.ok()) {
     gpu.mig_why = mode.error().message();
@@ -108,7 +108,7 @@ void read_mig(Nvml& driver, Device device, Detail detail, Gpu& gpu, std::vector<
   gpu.mig_capable = true;
   gpu.mig_now = mode->now;
   gpu.mig_pending = mode->pending;
-  if (detail == Detail::brief && !mode->now && !mode->pending) return;
+  if (access.detail == Detail::brief && !mode->now && !mode->pending) return;
   auto geometry = driver.geometry(device);
   if (!geometry.ok()) {
     gpu.mig_why = geometry.error().message();
@@ -137,7 +137,7 @@ void read_mig(Nvml& driver, Device device, Detail detail, Gpu& gpu, std::vector<
     compute_instances += out.compute.size();
     gpu.instances.push_back(std::move(out));
   }
-  const auto devices = driver.mig_devices(device, compute_instances);
+  const auto devices = driver.mig_devices(device, compute_instances, !access.only.empty());
   for (auto& instance : gpu.instances) {
     for (auto& compute : instance.compute) {
       if (!devices.ok()) {
@@ -151,6 +151,7 @@ void read_mig(Nvml& driver, Device device, Detail detail, Gpu& gpu, std::vector<
       compute.uuid = found != devices->end()
                          ? Reading<Uuid>(found->uuid)
                          : Reading<Uuid>::missing("the driver lists no MIG device for it");
+      if (found != devices->end()) compute.memory_used = found->used;
     }
   }
 }
@@ -220,8 +221,9 @@ class Boards {
   std::vector<std::pair<Device, Gpu>> known_;
 };
 
-void read_gpu(Nvml& driver, Device device, Detail detail, bool switched, Boards& boards, Names& names,
+void read_gpu(Nvml& driver, Device device, const Access& access, bool switched, Boards& boards, Names& names,
               Gpu& gpu, std::vector<std::string>& notes) {
+  const Detail detail = access.detail;
   const auto memory = driver.memory(device);
   if (memory.ok()) {
     gpu.memory = memory->total;
@@ -263,7 +265,7 @@ void read_gpu(Nvml& driver, Device device, Detail detail, bool switched, Boards&
   }
   read_nvlink(driver, device, detail, nvlink_count, switched, gpu, notes);
   boards.add(device, gpu);
-  read_mig(driver, device, detail, gpu, notes);
+  read_mig(driver, device, access, gpu, notes);
   read_processes(driver, device, names, gpu, notes);
   gpu.pool = gpu.mig_now ? inventory::Pool::mig : inventory::Pool::exclusive;
 }
@@ -347,7 +349,7 @@ void read_driver(const Access& access, Nvml& driver, Host& host, std::vector<inv
       host.notes.push_back(
           fmt::format("GPU {}: {} is not on the PCI bus that the kernel shows", index, address->str()));
     }
-    read_gpu(driver, *device, access.detail, !host.nvswitches.empty(), boards, names, gpu, host.notes);
+    read_gpu(driver, *device, access, !host.nvswitches.empty(), boards, names, gpu, host.notes);
     host.gpus.push_back(std::move(gpu));
   }
 }

@@ -28,6 +28,7 @@ struct Access {
   std::filesystem::path state_dir = {};  // the journal: which instances are ours
   Detail detail = Detail::full;
   // The GPUs to look at; empty: all. The others are left out of the value, as if the host had none of them.
+  // Of those named, the memory in use is read for each MIG device too.
   std::vector<Uuid> only = {};
   // A single driver call may take this long; then the looking is given up with Errc::timeout.
   unsigned driver_timeout_ms = 20'000;

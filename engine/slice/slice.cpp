@@ -29,10 +29,16 @@ std::string words(const Place& place) {
                      printable(place.gpu.text, 64));
 }
 
-std::vector<Uuid> gpus_of(std::span<const Place> some, std::span<const Place> others = {}) {
+std::vector<Uuid> gpus_of(std::span<const Place> places) {
   std::set<Uuid> all;
-  for (const auto& place : some) all.insert(place.gpu);
-  for (const auto& place : others) all.insert(place.gpu);
+  for (const auto& place : places) all.insert(place.gpu);
+  return {all.begin(), all.end()};
+}
+std::vector<Uuid> gpus_of(const Change& change) {
+  std::set<Uuid> all(change.mig_off.begin(), change.mig_off.end());
+  for (const auto* places : {&change.destroy, &change.create}) {
+    for (const auto& place : *places) all.insert(place.gpu);
+  }
   return {all.begin(), all.end()};
 }
 
@@ -146,9 +152,24 @@ Result<spec::GpuRule> rule_for(const Gpu& gpu, const Change& change, const plan:
   return rule;
 }
 
+// The rule of a GPU that leaves MIG mode: the plan would take along what still lies there.
+Status turn_off(const Gpu& gpu, spec::GpuRule& rule) {
+  if (!rule.layout.empty()) {
+    return Error(Errc::in_use, fmt::format("gpu {}: MIG mode cannot go off: {} at {} is to stay", gpu.index,
+                                           rule.layout.front().profile, rule.layout.front().at.value_or(0)));
+  }
+  for (const auto& instance : gpu.instances) {
+    if (instance.ours) continue;
+    return Error(Errc::conflict, fmt::format("gpu {}: MIG mode cannot go off: bulkhead did not make {} at {}",
+                                             gpu.index, instance.name, instance.place.start));
+  }
+  rule.mode = spec::Mode::exclusive;
+  return ok_status();
+}
+
 Result<execute::Wanted> wanted(const Host& host, const plan::Remembered& remembered, const Change& change) {
   execute::Wanted out;
-  for (const auto& uuid : gpus_of(change.destroy, change.create)) {
+  for (const auto& uuid : gpus_of(change)) {
     BH_TRY(const Gpu* gpu, gpu_of(host, uuid));
     const bool creates = std::any_of(change.create.begin(), change.create.end(),
                                      [&](const Place& place) { return place.gpu == uuid; });
@@ -167,6 +188,8 @@ Result<execute::Wanted> wanted(const Host& host, const plan::Remembered& remembe
           "put it into MIG mode with the node file: bulkhead apply");
     }
     BH_TRY(auto rule, rule_for(*gpu, change, remembered));
+    if (std::find(change.mig_off.begin(), change.mig_off.end(), uuid) != change.mig_off.end())
+      BH_CHECK(turn_off(*gpu, rule));
     out.node.gpus.push_back(std::move(rule));
   }
   out.text = spec::to_yaml(out.node);
@@ -237,11 +260,11 @@ Error refused(const plan::Refusal& refusal) {
 }  // namespace
 
 Result<std::vector<Device>> change(const Settings& settings, const Change& change) {
-  if (change.destroy.empty() && change.create.empty()) return std::vector<Device>{};
+  if (change.destroy.empty() && change.create.empty() && change.mig_off.empty()) return std::vector<Device>{};
   execute::Options options{.access = settings.access,
                            .verb = "lease",
                            .lock_wait_ms = static_cast<unsigned>(settings.lock_wait.count())};
-  options.access.only = gpus_of(change.destroy, change.create);
+  options.access.only = gpus_of(change);
   bool began = false;
   auto done = execute::alter(options, [&](const Host& host, const plan::Remembered& remembered) {
     began = true;

@@ -22,7 +22,12 @@ struct Settings {
   observe::Access access = {};
   std::chrono::milliseconds grace{10'000};      // between SIGTERM and SIGKILL of what a tenant left running
   std::chrono::milliseconds lock_wait{30'000};  // for another bulkhead that changes the host
-  std::filesystem::path cdi = "/run/cdi";       // below access.root; where CDI files of leases go
+  // Units of the host that may keep a GPU open, as cgroups; what is below them, too.
+  std::vector<std::string> spare = {"/system.slice/nvidia-persistenced.service",
+                                    "/system.slice/nvidia-fabricmanager.service",
+                                    "/system.slice/nvidia-dcgm.service", "/system.slice/dcgm.service",
+                                    "/system.slice/dcgm-exporter.service"};
+  std::filesystem::path cdi = "/run/cdi";  // below access.root; where CDI files of leases go
 };
 
 // A GPU instance with one compute instance that fills it.
@@ -56,20 +61,32 @@ struct Device {
 // - timeout: the driver hangs; the call was given up with its process
 struct Change {
   std::vector<Place> destroy = {}, create = {};
+  // GPUs whose MIG mode goes off, after `destroy`: nothing else may be left on them (Errc::in_use, or
+  // conflict when bulkhead did not make it).
+  std::vector<Uuid> mig_off = {};
 };
 Result<std::vector<Device>> change(const Settings& settings, const Change& change);
 
 // Those that are in the hardware now, in order. Errc::not_found names the first that is not.
 Result<std::vector<Device>> look(const Settings& settings, std::span<const Place> places);
 
-// Between two tenants: ends every process that has the part's device open or computes on it (SIGTERM, grace,
-// SIGKILL; found by NVML and by /proc, identified by (pid, start time)), then checks that no process and no
-// memory is left. The instance stays. `left` says in words what could not be ended or is still charged;
-// empty: clean. Class share: only processes of the lease's share (by its name in the registry) are ended.
+// Between two tenants: ends every process that computes on the part (the driver says who) or has files open
+// that are the part's alone (/proc says who: the capability nodes of a MIG device, /dev/nvidiaN of a whole
+// GPU, open in any thread, mapped, in any container). SIGTERM to all, one grace, then SIGKILL, with what they
+// made of themselves meanwhile; each by (pid, start time). Then it checks that no process and no memory is
+// left. The instance stays. Spared is who looks after the machine and does not compute: Settings::spare;
+// bulkhead itself; root's own processes outside containers that were there before the lease and have not
+// opened /dev/nvidia-uvm. `left` says in words what could not be ended or is still charged; empty: clean.
+// What no file of /proc shows is a descriptor under way in a Unix socket: only destroying the instance
+// (Errc::in_use) proves that there is none. Class share: ends the processes of the share `share_name` in the
+// registry, and none else. Takes root with CAP_SYS_PTRACE, CAP_KILL and CAP_SYS_ADMIN; Errc::permission
+// without. Asking again is fine.
 struct Scrubbed {
   unsigned ended = 0;  // processes
   std::vector<std::string> left = {};
 };
+// A program of a lease of class share runs under this name: bulkhead share run --name.
+std::string share_name(std::int64_t lease);
 Result<Scrubbed> scrub(const Settings& settings, const lease::Lease& lease, const lease::Part& part);
 
 // The CDI file of a lease (one device a part), replaced as a whole, and its end. Names: lease::Part::cdi.

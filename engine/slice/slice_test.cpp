@@ -1,15 +1,25 @@
 // Instances cut for leases, on a twin: made, taken away, in use, cut off, hung.
 #include "engine/slice/slice.hpp"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
+#include <thread>
 
+#include "base/clock.hpp"
+#include "edge/process/process.hpp"
 #include "engine/execute/execute.hpp"
 #include "twin/control/control.hpp"
 
@@ -168,6 +178,21 @@ TEST_F(SliceTest, WhatDoesNotFitOrDoesNotExistIsSaid) {
   EXPECT_THAT(layout(), ElementsAre("0: 3g.40gb@0"));
 }
 
+TEST_F(SliceTest, MigModeGoesOffWhereNothingIsToStay) {
+  const auto made = create({{gpus_[0], "1g.10gb", 0}, {gpus_[0], "1g.10gb", 1}, {gpus_[1], "1g.10gb", 0}});
+  ASSERT_EQ(made.size(), 3U);
+  const auto no = change(settings(), {.destroy = {made[0].place}, .mig_off = {gpus_[0]}});
+  ASSERT_FALSE(no.ok());
+  EXPECT_EQ(no.error().code(), Errc::in_use);
+  EXPECT_THAT(layout(), ElementsAre("0: 1g.10gb@0 1g.10gb@1", "1: 1g.10gb@0"));
+  const Change both{.destroy = {made[0].place, made[1].place}, .mig_off = {gpus_[0], gpus_[5]}};
+  for (int i = 0; i < 2; ++i) {
+    const auto off = change(settings(), both);
+    ASSERT_TRUE(off.ok()) << off.error().message();
+    EXPECT_THAT(layout(), ElementsAre("1: 1g.10gb@0"));
+  }
+}
+
 TEST_F(SliceTest, AFailureHalfWayLeavesTheHostAsItWas) {
   create({{gpus_[0], "3g.40gb", 0}});
   broken("fail-call", "nvmlGpuInstanceCreateComputeInstance");
@@ -253,6 +278,231 @@ TEST_F(SliceTest, AfterAKillTheSameChangeMayBeAskedAgain) {
     ASSERT_TRUE(change(settings(), back).ok());
     EXPECT_THAT(layout(), ElementsAre("0:", "1: 1g.10gb@0"));
   }
+}
+
+// ---- scrub
+
+// A real process that has a file open and waits. `how` runs in it first, with the descriptor.
+class Guest {
+ public:
+  Guest(const fs::path& file, unsigned uid, const std::function<void(int)>& how) {
+    int ready[2];
+    EXPECT_EQ(::pipe(ready), 0);
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      const int fd = ::open(file.c_str(), O_RDWR | O_CLOEXEC);
+      if (fd < 0) ::_exit(1);
+      if (uid != 0 && ::setuid(uid) != 0) ::_exit(1);
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      how(fd);
+      (void)!::write(ready[1], "x", 1);
+      while (true) ::pause();
+    }
+    ::close(ready[1]);
+    char byte = 0;
+    EXPECT_EQ(::read(ready[0], &byte, 1), 1) << "the guest could not begin";
+    ::close(ready[0]);
+  }
+  ~Guest() {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+  }
+  bool alive() const {
+    int status = 0;
+    return ::waitpid(pid_, &status, WNOHANG | WNOWAIT) == 0 && ::kill(pid_, 0) == 0 && !zombie();
+  }
+  int pid() const { return pid_; }
+
+ private:
+  bool zombie() const {
+    siginfo_t info{};
+    return ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == pid_;
+  }
+  pid_t pid_ = 0;
+};
+void nothing(int) {}
+
+class ScrubTest : public SliceTest {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root: it looks into processes of others";
+  }
+  lease::Lease lease_of(const std::vector<Device>& devices) const {
+    lease::Lease out{.id = 17, .tenant = "a", .state = lease::State::releasing};
+    for (const auto& device : devices)
+      out.parts.push_back({.gpu = device.place.gpu,
+                           .device = device.device,
+                           .profile = device.place.profile,
+                           .start = device.place.start,
+                           .gpu_instance = device.gpu_instance,
+                           .compute_instance = device.compute_instance,
+                           .generation = device.generation,
+                           .memory = device.memory,
+                           .device_nodes = device.device_nodes});
+    return out;
+  }
+  fs::path file(const std::string& node) const { return twin() / "root" / fs::path(node).relative_path(); }
+};
+constexpr unsigned nobody = 65534;
+
+TEST_F(ScrubTest, WhoHasTheInstanceOpenIsEndedEvenIfItDoesNotWantToAndItsNeighbourIsNot) {
+  const auto made = create({{gpus_[0], "3g.40gb", 0}, {gpus_[0], "3g.40gb", 4}});
+  ASSERT_EQ(made.size(), 2U);
+  const Guest stubborn(file(made[0].device_nodes[5]), nobody, [](int) { ::signal(SIGTERM, SIG_IGN); });
+  const Guest polite(file(made[0].device_nodes[4]), nobody, nothing);
+  const Guest hidden(file(made[0].device_nodes[5]), nobody, [](int fd) {
+    ::prctl(PR_SET_DUMPABLE, 0);  // its /proc files are root's then
+    EXPECT_EQ(::ftruncate(fd, 4096), -1);
+  });
+  const Guest neighbour(file(made[1].device_nodes[5]), nobody, nothing);
+  const Guest other(file("/dev/nvidia0"), nobody, nothing);
+  const auto lease = lease_of(made);
+  const auto done = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(done.ok()) << done.error().message();
+  EXPECT_EQ(done->ended, 3U);
+  EXPECT_TRUE(done->left.empty()) << done->left.front();
+  EXPECT_FALSE(stubborn.alive());
+  EXPECT_FALSE(polite.alive());
+  EXPECT_FALSE(hidden.alive());
+  EXPECT_TRUE(neighbour.alive());
+  EXPECT_TRUE(other.alive());
+  const auto again = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->ended, 0U);
+}
+
+TEST_F(ScrubTest, AMappingOrAThreadWithATableOfItsOwnDoesNotHide) {
+  const auto made = create({{gpus_[0], "1g.10gb", 0}});
+  ASSERT_EQ(made.size(), 1U);
+  const fs::path node = file(made[0].device_nodes[5]);
+  fs::permissions(node, fs::perms::all);
+  fs::resize_file(node, 4096);
+  const Guest mapping(node, nobody, [](int fd) {
+    if (::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED) ::_exit(1);
+    ::close(fd);
+  });
+  const Guest thread(node, nobody, [](int fd) {
+    static int descriptor;
+    static std::atomic<bool> ready{false};
+    descriptor = fd;
+    std::thread([] {
+      (void)::unshare(CLONE_FILES);
+      ready = true;
+      while (true) ::pause();
+    }).detach();
+    while (!ready) ::usleep(1000);
+    ::close(fd);  // in the table of the first thread alone
+  });
+  const auto lease = lease_of(made);
+  const auto done = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(done.ok()) << done.error().message();
+  EXPECT_EQ(done->ended, 2U);
+  EXPECT_FALSE(mapping.alive());
+  EXPECT_FALSE(thread.alive());
+}
+
+TEST_F(ScrubTest, WhatForksWhileItIsEndedIsEndedWithAllItsChildren) {
+  const auto made = create({{gpus_[0], "1g.10gb", 0}});
+  ASSERT_EQ(made.size(), 1U);
+  const fs::path node = file(made[0].device_nodes[5]);
+  const Guest bomb(node, nobody, [](int) {
+    ::signal(SIGTERM, SIG_IGN);
+    ::signal(SIGCHLD, SIG_IGN);
+    const rlimit few{200, 200};
+    ::setrlimit(RLIMIT_NPROC, &few);
+    if (::fork() != 0) return;
+    ::prctl(PR_SET_PDEATHSIG, 0);
+    for (int i = 0; i < 100'000; ++i) {  // each hands on to a child and goes
+      const pid_t child = ::fork();
+      if (child > 0) {
+        ::usleep(300);
+        ::_exit(0);
+      }
+      ::usleep(300);
+    }
+  });
+  const auto lease = lease_of(made);
+  const auto done = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(done.ok()) << done.error().message();
+  EXPECT_TRUE(done->left.empty()) << done->left.front();
+  const std::vector<fs::path> files = {node};
+  const auto open = process::openers(files);
+  ASSERT_TRUE(open.ok());
+  EXPECT_TRUE(open->empty());
+}
+
+TEST_F(ScrubTest, WhatLooksAfterTheMachineStays) {
+  lease::Lease lease{.id = 3, .ask = {.cls = lease::Class::exclusive}};
+  lease.active_since = wall_now() + std::chrono::seconds(60);  // so the guests were there before it
+  lease.parts = {{.gpu = gpus_[1], .device_nodes = {"/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm"}}};
+  // The tests' own program is spared as bulkhead's is: the guest runs another one.
+  const auto become = [](const char* more) {
+    return [more](int fd) {
+      ::fcntl(fd, F_SETFD, 0);
+      const int second = *more != 0 ? ::open(more, O_RDWR) : 0;
+      if (second < 0) ::_exit(1);
+      const pid_t self = ::getpid();
+      static_cast<void>(self);
+      ::execl("/bin/sleep", "sleep", "1000", static_cast<char*>(nullptr));
+    };
+  };
+  const auto begin = [&](const char* more) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      become(more)(::open(file("/dev/nvidia1").c_str(), O_RDWR));
+      ::_exit(1);
+    }
+    ::usleep(100'000);
+    return child;
+  };
+  const std::string uvm = file("/dev/nvidia-uvm").string();
+  const pid_t monitor = begin("");
+  const pid_t computes = begin(uvm.c_str());
+  const auto gone = [](pid_t pid) {
+    siginfo_t info{};
+    return ::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == pid;
+  };
+  auto done = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(done.ok()) << done.error().message();
+  EXPECT_EQ(done->ended, 1U);
+  EXPECT_TRUE(done->left.empty());
+  EXPECT_FALSE(gone(monitor));
+  EXPECT_TRUE(gone(computes));
+  // The same process, where the lease was there first.
+  lease.active_since = wall_now() - std::chrono::seconds(60);
+  done = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(done.ok());
+  EXPECT_EQ(done->ended, 1U);
+  EXPECT_TRUE(gone(monitor));
+  for (const pid_t pid : {monitor, computes}) {
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+  }
+}
+
+TEST_F(ScrubTest, WhatCannotBeEndedIsSaid) {
+  const auto made = create({{gpus_[0], "1g.10gb", 0}});
+  ASSERT_EQ(made.size(), 1U);
+  // Known to the driver alone, as a process behind another kernel's pid namespace would be.
+  ASSERT_TRUE(twin::attach(twin(), {.gpu = 0,
+                                    .gpu_instance = made[0].gpu_instance,
+                                    .compute_instance = made[0].compute_instance,
+                                    .name = "train",
+                                    .memory_bytes = 5ULL << 30U})
+                  .ok());
+  const auto lease = lease_of(made);
+  auto done = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(done.ok()) << done.error().message();
+  EXPECT_THAT(done->left, Contains(HasSubstr("(train) is no process of this machine")));
+  EXPECT_THAT(done->left, Contains(HasSubstr("5120 MiB of its memory")));
+  ASSERT_TRUE(twin::detach(twin(), std::nullopt).ok());
+  done = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(done.ok());
+  EXPECT_TRUE(done->left.empty());
 }
 
 }  // namespace
