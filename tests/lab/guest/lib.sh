@@ -1,0 +1,69 @@
+# Sourced by every scenario, in the guest (busybox sh). The same words as tests/lib.sh: a check prints "ok - sentence" or
+# "not ok - sentence" with what was seen.
+pci=/sys/bus/pci/devices
+out=
+
+ok() { echo "ok - $1"; }
+not_ok() { echo "not ok - $1"; shift; [ $# = 0 ] || printf '%s\n' "$@" | head -40 | sed 's/^/    /'; }
+say() { echo "# $*"; }
+
+# check "sentence" COMMAND...: the command succeeds.
+check() {
+  local sentence=$1
+  shift
+  if out=$("$@" 2>&1); then ok "$sentence"; else not_ok "$sentence" "$* -> exit $?" "$out"; fi
+}
+# exits "sentence" CODE COMMAND...: the exit code is exactly CODE; output is left in $out.
+exits() {
+  local sentence=$1 want=$2 got=0
+  shift 2
+  out=$("$@" 2>&1) || got=$?
+  if [ "$got" = "$want" ]; then ok "$sentence"; else not_ok "$sentence" "$* -> exit $got, wanted $want" "$out"; fi
+}
+# says "sentence" PATTERN TEXT: the text matches the extended regular expression.
+says() { if printf '%s\n' "$3" | grep -qE -- "$2"; then ok "$1"; else not_ok "$1" "wanted /$2/ in:" "$3"; fi; }
+# same "sentence" WANT GOT
+same() { if [ "$2" = "$3" ]; then ok "$1"; else not_ok "$1" "wanted:" "$2" "got:" "$3"; fi; }
+
+# ---- what the kernel says, read without bulkhead
+load() { modprobe -a "$@" 2>/dev/null; }
+find_devices() { # VENDOR:DEVICE in hex, as lspci prints them
+  local d
+  for d in $pci/*; do
+    [ "$(cat $d/vendor):$(cat $d/device)" = "0x${1%:*}:0x${1#*:}" ] && basename $d
+  done
+}
+find_device() { find_devices "$1" | head -1; }
+driver_of() { if [ -e $pci/$1/driver ]; then basename "$(readlink $pci/$1/driver)"; else echo none; fi; }
+group_of() { if [ -e $pci/$1/iommu_group ]; then basename "$(readlink $pci/$1/iommu_group)"; else echo none; fi; }
+members_of() { ls $pci/$1/iommu_group/devices 2>/dev/null | tr '\n' ' ' | sed 's/ $//'; }
+override_of() { cat $pci/$1/driver_override; }
+until_true() { # SECONDS COMMAND...: waits for it
+  local left=$(($1 * 10))
+  shift
+  while ! "$@" >/dev/null 2>&1; do
+    left=$((left - 1))
+    [ $left -gt 0 ] || return 1
+    sleep 0.1
+  done
+}
+# One write(2) by hand, as an administrator or another tool would; the status is that of the write.
+put() { ( printf '%s' "$1" >"$2" ) 2>/tmp/put; }
+
+# ---- by the machine's parts (tests/lab/lab/machine.py)
+nvme() { find_device 1b36:0010; }
+gpu() { local g; g=$(find_device 1af4:1042); [ -n "$g" ] || g=$(find_device 1af4:1001); echo "$g"; }
+edu() { find_device 1234:11e8; }
+igb() { find_device 8086:10c9; }
+hand_to_vfio() {
+  put vfio-pci $pci/$1/driver_override
+  [ -e $pci/$1/driver ] && put "$1" $pci/$1/driver/unbind
+  put "$1" /sys/bus/pci/drivers_probe
+}
+
+# Power is lost here: the host kills the machine without a word to the guest and starts it again on the same disk, with
+# BOOT one higher.
+lose_power() {
+  echo "LAB power-loss"
+  while :; do sleep 60; done
+}

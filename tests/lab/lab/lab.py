@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Boots the lab's machines and tells what their guests found.
+
+usage: lab.py [--set fast|full] [--accel auto|tcg|kvm] [--kernel 6.1|6.12] [--keep DIR] [--list] [SCENARIO...]
+
+Everything a guest prints as "ok - ..." or "not ok - ..." is a check; a machine that dies, hangs or ends without saying so
+is a failed one. Exit: 0 when none failed.
+"""
+import argparse, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import fetch, initramfs, machine, modules, scenario as scenarios, sdr
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+PLACE = os.path.join(ROOT, "build/lab")
+BIN = os.environ.get("BIN", os.path.join(ROOT, "build/bin"))
+DISK_BYTES = 64 << 20
+
+
+def patience():
+    """A busy host gets more time: limits are for hangs, not for slowness."""
+    return 1 + os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def qmp(path, words):
+    """One command: "device_del id=nv0" becomes {"execute": "device_del", "arguments": {"id": "nv0"}}."""
+    name, *pairs = words.split()
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(5)
+        s.connect(path)
+        stream = s.makefile("rw")
+        stream.readline()  # the greeting
+        for request in ({"execute": "qmp_capabilities"}, {"execute": name, "arguments": dict(p.split("=", 1) for p in pairs)}):
+            stream.write(json.dumps(request) + "\n")
+            stream.flush()
+            while "return" not in (answer := json.loads(stream.readline())):
+                if "error" in answer:
+                    raise machine.Broken(f"QEMU refused {words}: {answer['error']['desc']}")
+
+
+class Guest:
+    """One machine of a scenario through all its boots."""
+
+    def __init__(self, scenario, kernel, accelerator, folder):
+        self.scenario, self.kernel, self.accelerator, self.folder = scenario, kernel, accelerator, folder
+        self.lines, self.boot_seconds = [], []
+
+    def prepare(self):
+        if "bmc" in self.scenario.parts:
+            with open(f"{self.folder}/sdr.bin", "wb") as f:
+                f.write(sdr.repository())
+        self.disk = None
+        if self.scenario.disk:
+            self.disk = f"{self.folder}/disk"
+            with open(self.disk, "wb") as f:
+                f.truncate(DISK_BYTES)
+            subprocess.run(["mke2fs", "-q", "-t", "ext4", "-F", self.disk], check=True)
+        programs = {f"{BIN}/bulkhead": "usr/bin/bulkhead"}
+        files = [(os.path.join(ROOT, p), f"lab/{os.path.basename(p)}") for p in self.scenario.files]
+        for module in self.scenario.modules:
+            files.append((modules.built(PLACE, self.kernel, module), f"lab/{module}.ko"))
+        for helper in ("sensors", "vfio_probe"):  # compiled by run.sh, where their sources are
+            if os.path.exists(f"{PLACE}/{helper}"):
+                programs[f"{PLACE}/{helper}"] = f"usr/bin/{helper}"
+        initramfs.make(PLACE, self.kernel, f"{self.folder}/initrd", self.scenario.path, programs, files)
+
+    def run(self):
+        self.prepare()
+        deadline = time.monotonic() + self.scenario.limit * patience()
+        for boot in range(1, self.scenario.boots + 1):
+            if not self.boot(boot, deadline):
+                return
+        raise machine.Broken(f"power was lost more often than '#: boots {self.scenario.boots}' allows")
+
+    def boot(self, number, deadline):
+        """True when the power was lost and the machine has to start again."""
+        command, environment = machine.command(PLACE, self.scenario, self.kernel, self.accelerator, f"{self.folder}/initrd",
+                                               self.folder, number, self.disk)
+        for name in ("console", "results"):
+            open(f"{self.folder}/{name}", "wb").close()
+        started = time.monotonic()
+        with open(f"{self.folder}/qemu", "wb") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            return self.follow(process, started, deadline)
+        finally:
+            process.kill()
+            process.wait()
+            with open(f"{self.folder}/console", "rb") as one, open(f"{self.folder}/console-all", "ab") as whole:
+                whole.write(b"---- boot %d\n" % number + one.read())
+
+    def follow(self, process, started, deadline):
+        cut = None  # when the power goes
+        with open(f"{self.folder}/results", "rb") as results:
+            rest = b""
+            while True:
+                rest += results.read()
+                *whole, rest = rest.split(b"\n")
+                for line in (w.decode(errors="replace").rstrip("\r") for w in whole):
+                    self.lines.append(line)
+                    word = line.split(" ")
+                    if word[0] != "LAB":
+                        print(f"    {line}" if not re.match(r"(not )?ok - ", line) else line, flush=True)
+                    elif word[1] == "booted":
+                        self.boot_seconds.append(time.monotonic() - started)
+                    elif word[1] == "done":
+                        if word[2] != "0":
+                            raise machine.Broken(f"the scenario's shell ended with {word[2]}")
+                        return False
+                    elif word[1] == "power-loss":
+                        cut = time.monotonic() + (int(word[2]) if len(word) > 2 else 0) / 1000
+                    elif word[1] == "mark" and word[2] in self.scenario.host:
+                        qmp(f"{self.folder}/qmp", self.scenario.host[word[2]])
+                now = time.monotonic()
+                if cut is not None and now >= cut:
+                    return True
+                if process.poll() is not None:
+                    raise machine.Broken(f"the machine ended by itself (QEMU exit {process.returncode}): {self.tail('qemu')}")
+                if now > deadline:
+                    raise machine.Broken(f"no end after {now - started:.0f} s")
+                time.sleep(0.005 if cut is not None else 0.03)
+
+    def tail(self, name):
+        with open(f"{self.folder}/{name}", errors="replace") as f:
+            return " / ".join(f.read().strip().splitlines()[-3:])
+
+
+def kvm_works():
+    """A guest under KVM is three times as quick, where it runs at all: a timed boot is the only proof."""
+    with open("/proc/sys/kernel/random/boot_id") as f:
+        key = f.read().strip()
+    verdict = os.path.join(PLACE, "kvm-verdict")
+    if os.path.exists(verdict):
+        with open(verdict) as f:
+            known, _, answer = f.read().partition(" ")
+        if known == key:
+            return answer == "yes"
+    answer = "no"
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(f"{folder}/smoke.sh", "w") as f:
+                f.write("#: what It boots.\n#: limit 15\necho ok - up\n")
+            try:
+                Guest(scenarios.Scenario(f"{folder}/smoke.sh"), "6.1", "kvm", folder).run()
+                answer = "yes"
+            except (machine.Broken, OSError, subprocess.SubprocessError):
+                pass
+    with open(verdict, "w") as f:
+        f.write(f"{key} {answer}")
+    return answer == "yes"
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--set", choices=["fast", "full"], default="full")
+    arguments.add_argument("--accel", choices=["auto", "tcg", "kvm"], default=os.environ.get("BULKHEAD_LAB_ACCEL", "auto"))
+    arguments.add_argument("--kernel", choices=scenarios.KERNELS)
+    arguments.add_argument("--keep", help="keep each machine's console and results below this directory")
+    arguments.add_argument("--list", action="store_true")
+    arguments.add_argument("names", nargs="*", metavar="SCENARIO")
+    options = arguments.parse_args()
+    chosen = scenarios.all_scenarios()
+    unknown = set(options.names) - {s.name for s in chosen}
+    if unknown:
+        raise SystemExit(f"no scenario {', '.join(sorted(unknown))}; --list shows them")
+    chosen = [s for s in chosen if (s.name in options.names if options.names else options.set == "full" or s.set == "fast")]
+    if options.list:
+        for s in chosen:
+            print(f"{s.name:24} {s.set:5} {'+'.join(s.kernels):9} {s.what}")
+        return 0
+
+    missing = fetch.fetch(PLACE)
+    accelerator = options.accel if options.accel != "auto" else "kvm" if "kernel-6.1" not in missing and kvm_works() else "tcg"
+    passed = failed = skipped = 0
+    boots, began = [], time.monotonic()
+    for s in chosen:
+        # In the fast set one kernel has to do: the newer one, where a scenario asks for both.
+        kernels = [options.kernel] if options.kernel else s.kernels if options.set == "full" or options.names else s.kernels[-1:]
+        for kernel in kernels:
+            reasons = [missing[n] for n in (f"kernel-{kernel}", *(["qemu-10"] if s.qemu == 10 else [])) if n in missing]
+            try:
+                for module in s.modules:
+                    if not reasons: modules.built(PLACE, kernel, module)
+            except fetch.Unavailable as e:
+                reasons.append(str(e))
+            print(f"\n== {s.name}, kernel {kernel}: {s.what}", flush=True)
+            if reasons:
+                skipped += 1
+                print(f"skipped: {'; '.join(reasons)}")
+                continue
+            folder = tempfile.mkdtemp(prefix="bulkhead-lab.")
+            guest, started, trouble = Guest(s, kernel, accelerator, folder), time.monotonic(), None
+            try:
+                guest.run()
+            except (machine.Broken, OSError, subprocess.SubprocessError) as e:
+                trouble = str(e)
+                print(f"not ok - {s.name}: the machine ran to its end\n    {trouble}\n    " + guest.tail("console-all").replace(" / ", "\n    "))
+            good = sum(l.startswith("ok - ") for l in guest.lines)
+            bad = sum(l.startswith("not ok - ") for l in guest.lines) + (trouble is not None)
+            if not good and not bad:
+                bad += 1
+                print(f"not ok - {s.name} checks something")
+            passed, failed, boots = passed + good, failed + bad, boots + guest.boot_seconds
+            print(f"-- {s.name}: {good} passed, {bad} failed; {len(guest.boot_seconds)} boots, {time.monotonic() - started:.1f} s", flush=True)
+            if options.keep:
+                shutil.copytree(folder, os.path.join(options.keep, f"{s.name}-{kernel}"), dirs_exist_ok=True,
+                                ignore=shutil.ignore_patterns("initrd", "disk", "qmp"))
+            shutil.rmtree(folder, ignore_errors=True)
+    if boots:
+        print(f"\n{accelerator}: {len(boots)} boots, {sorted(boots)[len(boots) // 2]:.1f} s each (median) until the scenario began; "
+              f"{time.monotonic() - began:.0f} s in all, {skipped} skipped")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
