@@ -249,9 +249,10 @@ class Control {
   // A right that was refused before it came to a command (401, 403), for the audit log; rate-limited inside.
   void refused(Caller caller, std::string verb, std::string what, std::string why);
 
+  struct Inside;  // of the module's own
+
  private:
   Control();
-  struct Inside;
   std::unique_ptr<Inside> inside_;
 };
 
