@@ -129,9 +129,7 @@ Response problem(int status, std::string_view code, std::string_view detail) {
   std::vector<std::pair<std::string, std::string>> headers;
   if (status == 503) headers.emplace_back("Retry-After", "1");
   return {
-      status,
-      "application/problem+json",
-      std::move(headers),
+      status, "application/problem+json", std::move(headers),
       fmt::format(
           R"({{"type":"https://bulkhead.dev/problems/{}","title":"{}","status":{},"code":"{}","detail":"{}"}})",
           code, title_of(status), status, code, detail)};
