@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
 #include <limits>
+#include <string>
 
 #include "base/prng.hpp"
 
@@ -130,6 +132,31 @@ TEST(Thermal, AGapInTheReadingsSpoilsNoForecast) {
   part.run(70, 1800);
   at = run(model, part, load, at + 1800, 1800);
   EXPECT_LT(model.score().ours, 0.6 * model.score().persistence);
+}
+
+// Recorded with bench/gpu/record_heat.py: 530 s of changing load. The model learns from the first 300; the
+// rest is held out only of the score, for it goes on learning, as it does in production.
+TEST(Thermal, ARealH100IsForecastTwiceAsWellAsThatItStaysAsItIs) {
+  std::ifstream file(BULKHEAD_SOURCE_DIR "/tests/recorded/h100-heat.csv");
+  std::string line;
+  std::getline(file, line);
+  ASSERT_EQ(line, "seconds,celsius,watts,duty");
+  Model model;
+  Model::Score learnt;
+  int rows = 0;
+  while (std::getline(file, line)) {
+    Reading reading;
+    ASSERT_EQ(std::sscanf(line.c_str(), "%lf,%lf,%lf", &reading.at_s, &reading.celsius, &reading.watts), 3);
+    ASSERT_TRUE(model.add(reading));
+    if (++rows == 300) learnt = model.score();
+  }
+  const auto all = model.score();
+  ASSERT_GT(all.count, learnt.count + 200);
+  const auto held_out = [&](double before, double whole) {
+    const auto a = static_cast<double>(learnt.count), b = static_cast<double>(all.count);
+    return std::sqrt((b * whole * whole - a * before * before) / (b - a));
+  };
+  EXPECT_LT(held_out(learnt.ours, all.ours), 0.5 * held_out(learnt.persistence, all.persistence));
 }
 
 }  // namespace
