@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -114,18 +115,93 @@ std::string PciAddress::str() const {
   return fmt::format("{:04x}:{:02x}:{:02x}.{:x}", domain, bus, device, function);
 }
 
+namespace {
+
+// Builds the value as nlohmann's own reader does, but for three things: a key that is there twice is an
+// error, for two readers would take two different values; depth is bounded while it is read; and an object of
+// n keys costs n log n. Their ordered object looks for each new key among all before it: a body of one
+// mebibyte with 100,000 keys took 18 seconds.
+class Builder final : public nlohmann::json_sax<Json> {
+ public:
+  explicit Builder(std::size_t depth) : depth_(depth) {}
+
+  std::string mistake = {};
+  Json value = {};
+
+  bool null() override { return put(nullptr); }
+  bool boolean(bool val) override { return put(val); }
+  bool number_integer(number_integer_t val) override { return put(val); }
+  bool number_unsigned(number_unsigned_t val) override { return put(val); }
+  bool number_float(number_float_t val, const string_t&) override { return put(val); }
+  bool string(string_t& val) override { return put(std::move(val)); }
+  bool binary(binary_t&) override { return false; }
+  bool start_object(std::size_t) override { return open(Json::object()); }
+  bool key(string_t& val) override {
+    open_.back().key = std::move(val);
+    return true;
+  }
+  bool end_object() override {
+    const auto& object = open_.back().value.get_ref<const Json::object_t&>();
+    keys_.clear();
+    for (const auto& [name, item] : object) keys_.push_back(name);
+    std::sort(keys_.begin(), keys_.end());
+    if (const auto twice = std::adjacent_find(keys_.begin(), keys_.end()); twice != keys_.end()) {
+      mistake =
+          fmt::format("not valid JSON: the key '{}' is there twice in one object", printable(*twice, 64));
+      return false;
+    }
+    return close();
+  }
+  bool start_array(std::size_t) override { return open(Json::array()); }
+  bool end_array() override { return close(); }
+  bool parse_error(std::size_t position, const std::string&, const Json::exception&) override {
+    mistake = fmt::format("not valid JSON (at byte {})", position);
+    return false;
+  }
+
+ private:
+  struct Open {
+    Json value = {};
+    std::string key = {};  // of the value that comes next
+  };
+
+  bool put(Json item) {
+    if (open_.empty()) {
+      value = std::move(item);
+    } else if (Open& in = open_.back(); in.value.is_array()) {
+      in.value.get_ref<Json::array_t&>().push_back(std::move(item));
+    } else {
+      using Pairs = std::vector<std::pair<const std::string, Json>>;
+      static_cast<Pairs&>(in.value.get_ref<Json::object_t&>())
+          .emplace_back(std::move(in.key), std::move(item));
+    }
+    return true;
+  }
+  bool open(Json container) {
+    if (open_.size() >= depth_) {
+      mistake = fmt::format("JSON nested deeper than {} levels", depth_);
+      return false;
+    }
+    open_.push_back({std::move(container), {}});
+    return true;
+  }
+  bool close() {
+    Json whole = std::move(open_.back().value);
+    open_.pop_back();
+    return put(std::move(whole));
+  }
+
+  const std::size_t depth_;
+  std::vector<Open> open_ = {};
+  std::vector<std::string_view> keys_ = {};
+};
+
+}  // namespace
+
 Result<Json> parse_json(std::string_view text, std::size_t depth) {
-  bool too_deep = false;
-  Json value = Json::parse(
-      text,
-      [&](int at, Json::parse_event_t, Json&) {
-        if (static_cast<std::size_t>(at) > depth) too_deep = true;
-        return !too_deep;
-      },
-      false);
-  if (too_deep) return Error(Errc::invalid, fmt::format("JSON nested deeper than {} levels", depth));
-  if (value.is_discarded()) return Error(Errc::invalid, "not valid JSON");
-  return value;
+  Builder builder(depth);
+  if (!Json::sax_parse(text, &builder)) return Error(Errc::invalid, std::move(builder.mistake));
+  return std::move(builder.value);
 }
 
 std::string dump(const Json& value) { return value.dump(2, ' ', false, Json::error_handler_t::replace); }
