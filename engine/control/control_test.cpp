@@ -183,7 +183,7 @@ TEST_F(ControlTest, SharesFillAGpuByWeightAndMemory) {
   tenant("vision");
   std::set<std::string> where;
   for (int i = 0; i < 4; ++i) {
-    const auto lease = granted(create(of("vision"), share(500, 40)));
+    const auto lease = granted(create(of("vision"), share(500, 39)));
     EXPECT_EQ(lease.state, State::active);
     where.insert(lease.parts[0].gpu.text);
   }

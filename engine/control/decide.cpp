@@ -596,7 +596,7 @@ void Control::Inside::change(const slice::Change& wanted,
   }
   for (const auto& place : wanted.destroy) devices.erase({place.gpu.text, place.profile, place.start});
   changes->put([this, wanted, touched, then = std::move(then)] {
-    auto made = slice::change(hands, wanted);
+    auto made = gate.alone([&] { return slice::change(hands, wanted); });
     auto shared = std::make_shared<const Result<std::vector<slice::Device>>>(std::move(made));
     later({.before =
                [this, touched, shared] {
@@ -770,7 +770,7 @@ void Control::Inside::scrub(Turn& turn, std::int64_t id) {
     rounds->put([this, id, lease, parts] {
       std::vector<std::string> left;
       for (const auto& part : parts) {
-        auto done = slice::scrub(hands, *lease, part);
+        auto done = gate.shared([&] { return slice::scrub(hands, *lease, part); });
         if (!done.ok()) {
           left.push_back(done.error().message());
         } else {

@@ -40,6 +40,52 @@ class Lane {
   std::vector<std::thread> threads_ = {};
 };
 
+// A change forks its disposable worker (engine/execute) from this process. What another thread has locked in
+// the loader or the driver's library at that moment stays locked in the child for ever: so nobody is in the
+// driver meanwhile. A change that waits goes before new looks and scrubs.
+class Gate {
+ public:
+  template <class F>
+  auto shared(F&& work) {
+    {
+      std::unique_lock hold(mutex_);
+      open_.wait(hold, [this] { return !alone_ && waiting_ == 0; });
+      ++inside_;
+    }
+    const Leave leave{[this] { --inside_; }, *this};
+    return work();
+  }
+  template <class F>
+  auto alone(F&& work) {
+    {
+      std::unique_lock hold(mutex_);
+      ++waiting_;
+      open_.wait(hold, [this] { return !alone_ && inside_ == 0; });
+      --waiting_;
+      alone_ = true;
+    }
+    const Leave leave{[this] { alone_ = false; }, *this};
+    return work();
+  }
+
+ private:
+  struct Leave {
+    std::function<void()> change;
+    Gate& gate;
+    ~Leave() {
+      {
+        const std::lock_guard hold(gate.mutex_);
+        change();
+      }
+      gate.open_.notify_all();
+    }
+  };
+  std::mutex mutex_ = {};
+  std::condition_variable open_ = {};
+  unsigned inside_ = 0, waiting_ = 0;
+  bool alone_ = false;
+};
+
 // One batch while it is decided. What changes in memory has its undo here, in case the batch cannot be made
 // durable; what others learn or the hardware is told waits in `after` until it is.
 struct Turn {
@@ -295,6 +341,7 @@ struct Control::Inside {
   std::deque<Command> results = {};  // of the lanes
   bool ending = false;
 
+  mutable Gate gate = {};
   std::unique_ptr<Lane> changes = {}, rounds = {};
   std::thread thread = {};
 };

@@ -129,12 +129,12 @@ void Control::Inside::look() {
   for (const auto& facts : gpus) epochs[facts.uuid.text] = facts.epoch;
   const bool full = !host_seen;
   rounds->put([this, known = std::move(known), epochs = std::move(epochs), full] {
-    auto seen = sight(full, known);
+    auto seen = gate.shared([&] { return sight(full, known); });
     // A GPU that is new needs its geometry.
     if (!full && seen.host &&
         std::any_of(seen.host->gpus.begin(), seen.host->gpus.end(),
                     [&](const auto& gpu) { return !epochs.contains(gpu.uuid.text); }))
-      seen = sight(true, known);
+      seen = gate.shared([&] { return sight(true, known); });
     seen.epochs = epochs;
     auto casualties = std::make_shared<std::vector<Casualty>>();
     auto shared = std::make_shared<const Sight>(std::move(seen));
