@@ -326,7 +326,11 @@ Result<std::vector<Opener>> openers(std::span<const fs::path> files) {
     // The start time before and after: what was found belongs to one process.
     const auto before = stat_of("/", pid);
     if (!before.ok()) continue;
-    BH_TRY(auto found, search.of(pid));
+    auto looked = search.of(pid);
+    // In a container pid 1 may belong to those outside of it, who may look into us and not the other way
+    // round. It was here before all others: it is the machine's, nobody's program.
+    if (!looked.ok() && pid == 1) continue;
+    BH_TRY(auto found, std::move(looked));
     if (found.empty()) continue;
     auto who = look("/", pid);
     if (!who.ok() || who->start_time != before->start_time) continue;
