@@ -61,6 +61,11 @@ hand_to_vfio() {
   put "$1" /sys/bus/pci/drivers_probe
 }
 
+# ---- what the doctor found: "doctor_looks [OPTION...]", then by the check's id
+doctor_looks() { bulkhead doctor --json "$@" >/tmp/doctor.json; }
+verdict() { jq -r --arg id "$1" '.findings[] | select(.id == $id) | .verdict' /tmp/doctor.json; }
+words() { jq -r --arg id "$1" '.findings[] | select(.id == $id) | tostring' /tmp/doctor.json; }
+
 # Power is lost here: the host kills the machine without a word to the guest and starts it again on the same disk, with
 # BOOT one higher.
 lose_power() {

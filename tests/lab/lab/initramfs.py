@@ -107,6 +107,7 @@ def base(place, kernel):
         if applet not in ("busybox", "bash", "realpath", "lspci"):
             archive.link(f"bin/{applet}", "busybox")
     archive.link("sbin/modprobe", "../bin/busybox")
+    archive.link("bin/bash", "../usr/bin/bash")  # where scripts look for it
     for program in programs:
         archive.program(program)
     with tempfile.TemporaryDirectory(dir=place) as staging:

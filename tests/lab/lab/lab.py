@@ -59,9 +59,8 @@ class Guest:
         files = [(os.path.join(ROOT, p), f"lab/{os.path.basename(p)}") for p in self.scenario.files]
         for module in self.scenario.modules:
             files.append((modules.built(PLACE, self.kernel, module), f"lab/{module}.ko"))
-        for helper in ("sensors", "vfio_probe"):  # compiled by run.sh, where their sources are
-            if os.path.exists(f"{PLACE}/{helper}"):
-                programs[f"{PLACE}/{helper}"] = f"usr/bin/{helper}"
+        for helper in ("lab_sensors", "lab_vfio", "lab_write", "lab_time"):  # tests/lab/programs
+            programs[f"{BIN}/{helper}"] = f"usr/bin/{helper}"
         initramfs.make(PLACE, self.kernel, f"{self.folder}/initrd", self.scenario.path, programs, files)
 
     def run(self):

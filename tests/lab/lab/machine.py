@@ -45,6 +45,16 @@ IOMMU = {
 }
 
 
+def bare_metal(folder):
+    """SMBIOS of a server: QEMU's own says "virtual machine", and the doctor then leaves firmware to the host above."""
+    path = os.path.join(folder, "smbios0")
+    strings = b"".join(s + b"\0" for s in (b"Bulkhead Lab", b"1.0", b"11/23/2026")) + b"\0"
+    # Type 0, 24 octets: three strings, segment, ROM size, characteristics (the second extension octet has no bit 4), versions.
+    with open(path, "wb") as f:
+        f.write(bytes([0, 24, 0, 0, 1, 2, 0, 0xE8, 3, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0xFF, 0xFF]) + strings)
+    return ["-smbios", f"file={path}", "-smbios", "type=1,manufacturer=Bulkhead Lab,product=Bare Metal", "-smbios", "type=3,manufacturer=Bulkhead Lab"]
+
+
 class Broken(Exception):
     """The machine did not come up or did not end as it should; the message says how."""
 
@@ -63,9 +73,11 @@ def qemu(place, version):
 
 def command(place, scenario, kernel, accelerator, initrd, folder, boot, disk):
     program, environment = qemu(place, scenario.qemu)
-    fast = ["-accel", "kvm", "-cpu", "host"] if accelerator == "kvm" else ["-accel", "tcg,thread=multi", "-cpu", "max" + scenario.cpu]
+    fast = ["-accel", "kvm", "-cpu", "host"] if accelerator == "kvm" else ["-accel", "tcg,thread=multi", "-cpu", "max" + (",-hypervisor" if scenario.metal else "") + scenario.cpu]
     machine = "q35,kernel-irqchip=split" if accelerator == "kvm" else "q35"
     devices = list(IOMMU[scenario.iommu]) + port(0)
+    if scenario.metal:
+        devices += bare_metal(folder)
     for part in scenario.parts:
         devices += [a.replace("{sdr}", f",sdrfile={folder}/sdr.bin" if os.path.exists(f"{folder}/sdr.bin") else "") for a in PARTS[part]]
     if disk:

@@ -16,6 +16,7 @@ class Scenario:
         self.append = ["intel_iommu=on", "iommu=nopt"]  # more words of the kernel's command line
         self.qemu = 7            # 10: needs the backport
         self.cpu = ""            # more words of -cpu
+        self.metal = True        # "metal no": the machine says that it is a virtual one
         self.disk = False        # a disk that survives power loss, mounted where the journal is
         self.limit = 120         # seconds for all boots of one kernel, twice that where the host is busy
         self.boots = 1           # how often the power may be lost, and one
@@ -47,8 +48,8 @@ class Scenario:
         elif key == "kernel":
             self.kernels = value.split()
             self.expect(set(self.kernels) <= set(KERNELS), f"kernel is one of {', '.join(KERNELS)}")
-        elif key == "disk":
-            self.disk = value != "no"
+        elif key in ("disk", "metal"):
+            setattr(self, key, value != "no")
         elif key == "host":
             mark, _, words = value.partition(" ")
             self.host[mark] = words

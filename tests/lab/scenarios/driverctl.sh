@@ -1,0 +1,24 @@
+#: what driverctl and the bare kernel: how long a bind and an unbind take here.
+#: parts nvme gpu bridge
+. /lab/lib.sh
+load vfio-pci vfio_iommu_type1 nvme
+nvme=$(nvme)
+until_true 5 test "$(driver_of $nvme)" = nvme
+bare_bind() { hand_to_vfio $nvme; }
+bare_back() { put $nvme $pci/$nvme/driver/unbind; lab_write $pci/$nvme/driver_override '\n' >/dev/null; put $nvme /sys/bus/pci/drivers_probe; }
+for round in 1 2 3 4 5; do
+  lab_time /tmp/driverctl-bind driverctl --nosave set-override $nvme vfio-pci
+  same "driverctl binds (round $round)" vfio-pci "$(driver_of $nvme)"
+  lab_time /tmp/driverctl-unbind driverctl --nosave unset-override $nvme
+  same "and gives it back" nvme "$(driver_of $nvme)"
+done
+median() { sort -n $1 | sed -n 3p | awk '{ printf "%.1f", $1 / 1000 }'; }
+say "driverctl, median of 5: bind $(median /tmp/driverctl-bind) ms, unbind $(median /tmp/driverctl-unbind) ms"
+
+# ---- what it does where something stands in the way
+gpu=$(gpu)
+exits "driverctl binds one function of three and says nothing of the others" 0 driverctl --nosave set-override $gpu vfio-pci
+load snd-hda-intel xhci-pci
+same "the group cannot be used" "not viable" "$(lab_vfio status $(group_of $gpu))"
+exits "a driver that does not exist" 1 driverctl --nosave set-override $nvme nosuchdriver
+same "is said before anything is done" nvme "$(driver_of $nvme)"
