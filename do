@@ -6,6 +6,10 @@ cd "$(dirname "$(readlink -f "$0")")"
 build_packages=(g++ cmake ninja-build ccache pkg-config libfmt-dev nlohmann-json3-dev libyaml-cpp-dev libsqlite3-dev
   libsystemd-dev libcli11-dev libgtest-dev libgmock-dev libboost1.81-dev libssl-dev)
 run_packages=(libsystemd0 tmux hwloc python3 strace sqlite3 libncurses6 libncursesw6 systemd)
+# The lab boots real kernels under QEMU; what it cannot get it skips with words. Kernels and a newer QEMU are unpacked
+# below build/lab by tests/lab/lab/fetch.py.
+lab_packages=(qemu-system-x86 qemu-system-data seabios ipxe-qemu busybox-static kmod xz-utils zstd e2fsprogs make ipmitool
+  driverctl pciutils jq strace bash coreutils python3)
 lint_packages=(clang clang-format clang-tidy libclang-rt-14-dev gcovr)
 # Real NVML clients and the vendor's header live in contrib and non-free. They are unpacked below build/deps, not
 # installed: their dependencies would pull a driver onto this machine.
@@ -99,6 +103,9 @@ build() {  # build PRESET TARGET...
   NINJA_STATUS='[%f/%t %es] ' ninja -C "build/$preset" -j "$jobs" "$@"
 }
 
+# Not there is not wrong: the suite then says what it lacks. (The subshell keeps die() from ending the tests.)
+prepare_lab() { (ensure "${lab_packages[@]}") || say "the lab's packages cannot be installed; its scenarios are skipped"; }
+
 prepare_build() { ensure "${build_packages[@]}"; clients; }
 
 bench_gpu() {  # where nothing can be installed or built (a GPU machine without a network), what was carried is measured
@@ -185,6 +192,7 @@ case "${1:-help}" in
   test)
     prepare_build
     ensure "${run_packages[@]}"
+    prepare_lab
     say "building (release, and the unit tests with sanitizers)"
     build release all
     build debug bulkhead_tests
@@ -196,6 +204,7 @@ case "${1:-help}" in
   test-all)
     prepare_build
     ensure "${run_packages[@]}" "${lint_packages[@]}"
+    prepare_lab
     build release all
     build debug bulkhead_tests
     suite unit unit_tests
@@ -204,6 +213,12 @@ case "${1:-help}" in
     suite fuzz bash tests/fuzz.sh "${BULKHEAD_FUZZ_SECONDS:-60}"
     suite lint bash tests/lint.sh
     closing
+    ;;
+  lab)
+    prepare_build
+    prepare_lab
+    build release all >&2
+    exec env BIN="$PWD/build/bin" bash tests/lab/run.sh "${@:2}"
     ;;
   bench)
     prepare_build
@@ -235,6 +250,7 @@ case "${1:-help}" in
 ./do demo       the main job on a simulated eight-GPU machine, told as a story (under 5 minutes the first time)
 ./do test       build and test everything that fits in CI
 ./do test-all   the long enumerations, coverage, fuzzing and clang-tidy as well
+./do lab        real kernels in emulated machines: every scenario, or those named (--list shows them)
 ./do build      build/bin/bulkhead and the twin's libraries
 ./do bench      every benchmark, each a ratio against a peer or a floor of the same run
 ./do bench-gpu  software slices on a real NVIDIA GPU, beside their peers (--help: scenes and how long each takes)

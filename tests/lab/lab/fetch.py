@@ -5,8 +5,6 @@ cannot be had is said, and the scenarios that need it are skipped with that reas
 """
 import glob, os, re, shutil, subprocess
 
-PACKAGES = ["qemu-system-x86", "qemu-system-data", "seabios", "ipxe-qemu", "busybox-static", "kmod", "xz-utils", "zstd", "binutils",
-            "e2fsprogs", "ipmitool", "driverctl", "pciutils", "jq", "strace", "bash", "coreutils"]
 KERNELS = {"6.1": r"linux-image-6\.1\.\d+-\d+-amd64", "6.12": r"linux-image-6\.12\.\d+\+deb\d+-amd64"}
 
 
