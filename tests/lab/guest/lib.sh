@@ -66,9 +66,20 @@ doctor_looks() { bulkhead doctor --json "$@" >/tmp/doctor.json; }
 verdict() { jq -r --arg id "$1" '.findings[] | select(.id == $id) | .verdict' /tmp/doctor.json; }
 words() { jq -r --arg id "$1" '.findings[] | select(.id == $id) | tostring' /tmp/doctor.json; }
 
-# Power is lost here: the host kills the machine without a word to the guest and starts it again on the same disk, with
-# BOOT one higher.
+# ---- power (needs "#: disk yes" and "#: boots N"). The host kills the machine without a word to the guest and starts it
+# again on the same disk, with BOOT one higher. What the guest had not flushed is gone.
+power_fails_in() { echo "LAB power-loss $1"; } # MILLISECONDS; the scenario goes on until then
 lose_power() {
-  echo "LAB power-loss"
+  power_fails_in 0
   while :; do sleep 60; done
+}
+
+# ---- kill -9 at the N-th system call: killed_at CALL N COMMAND...: true when the command was killed there, false when it
+# made fewer calls of that kind and ended by itself (its exit code is in $code).
+killed_at() {
+  local call=$1 n=$2
+  shift 2
+  code=0
+  strace -f -qq -o /dev/null -e trace=$call -e inject=$call:signal=KILL:when=$n "$@" >/tmp/killed 2>&1 || code=$?
+  [ $code = 137 ]
 }
