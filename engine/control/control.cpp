@@ -15,6 +15,7 @@ namespace bulkhead::control {
 namespace {
 
 constexpr std::uint64_t ns_of_ms = 1'000'000;
+constexpr std::uint64_t idle_ns = 5 * ns_of_ms;
 
 std::uint64_t ns(std::chrono::milliseconds time) {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(time.count(), 1)) * ns_of_ms;
@@ -114,6 +115,9 @@ bool Control::Inside::submit(Command command) {
 void Control::Inside::later(Command command) {
   {
     const std::lock_guard hold(mutex);
+    // An fsync of its own would be in the way of whoever asks next.
+    if (command.idle && idle_until == 0) idle_until = monotonic_ns() + idle_ns;
+    urgent = urgent || !command.idle;
     results.push_back(std::move(command));
   }
   ready.notify_one();
@@ -124,14 +128,18 @@ void Control::Inside::loop() {
     std::deque<Command> commands;
     {
       std::unique_lock hold(mutex);
-      const std::uint64_t now = monotonic_ns();
-      const auto wait = std::chrono::nanoseconds(next_tick > now ? next_tick - now : 0);
-      ready.wait_for(hold, wait, [this] { return ending || !queue.empty() || !results.empty(); });
+      while (!ending && queue.empty() && !urgent) {
+        const std::uint64_t now = monotonic_ns();
+        const std::uint64_t until = idle_until == 0 ? next_tick : std::min(next_tick, idle_until);
+        if (now >= until) break;
+        ready.wait_for(hold, std::chrono::nanoseconds(until - now));
+      }
       if (ending && queue.empty()) return;
       while (!results.empty() && commands.size() < most_in_turn) {
         commands.push_back(std::move(results.front()));
         results.pop_front();
       }
+      if (results.empty()) urgent = false, idle_until = 0;
       while (!queue.empty() && commands.size() < most_in_turn) {
         commands.push_back(std::move(queue.front()));
         queue.pop_front();
@@ -222,6 +230,7 @@ void Control::Inside::publish(const Turn& turn) {
   if (!turn.batch.audit.empty()) live.last_event = turn.batch.audit.back().id;
   live.trouble = !disk_trouble.empty() ? disk_trouble : driver_trouble;
   snapshot.store(std::make_shared<const Snapshot>(live));
+  somebody_waits = fair && fair->pending() > 0;
 }
 
 void Control::Inside::tick(Turn& turn) {

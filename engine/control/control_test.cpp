@@ -3,7 +3,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sqlite3.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <future>
@@ -11,6 +15,8 @@
 #include <thread>
 
 #include "base/fd.hpp"
+#include "base/prng.hpp"
+#include "base/text.hpp"
 #include "edge/book/book.hpp"
 #include "twin/control/control.hpp"
 
@@ -94,9 +100,7 @@ class ControlTest : public testing::Test {
   static Caller of(const std::string& name) {
     return {.user = "ada", .tenant = name, .role = access::Role::tenant, .from = "192.0.2.7:4711"};
   }
-  static lease::Ask exclusive(unsigned count = 1) {
-    return {.cls = lease::Class::exclusive, .count = count};
-  }
+  static lease::Ask exclusive(unsigned count = 1) { return {.cls = lease::Class::exclusive, .count = count}; }
   static lease::Ask mig(std::string profile, unsigned count = 1) {
     return {.cls = lease::Class::mig, .profile = std::move(profile), .count = count};
   }
@@ -191,6 +195,681 @@ TEST_F(ControlTest, SharesFillAGpuByWeightAndMemory) {
   const auto no = refused(create(of("vision"), share(500, 10)));
   EXPECT_EQ(no.why, Denied::no_room);
   EXPECT_THAT(no.ways, Contains(HasSubstr("fits after lease")));
+}
+
+// ---- who may, and how much
+TEST_F(ControlTest, QuotasAreNeverPassedAndSayBothNumbers) {
+  start();
+  tenant("vision", {.leases = 3, .gpus = 2});
+  granted(create(of("vision"), exclusive()));
+  granted(create(of("vision"), exclusive()));
+  const auto no = refused(create(of("vision"), exclusive()));
+  EXPECT_EQ(no.why, Denied::quota);
+  EXPECT_THAT(no.reasons, Contains(HasSubstr("holds 2 of 2 whole GPUs and asks for 1")));
+  EXPECT_THAT(no.ways, Contains(HasSubstr("its lease 1 ends at")));
+  // A lease that waits counts as a lease, and is not granted while the quota says no.
+  auto waits = exclusive();
+  waits.wait = true;
+  const auto queued = granted(create(of("vision"), waits));
+  EXPECT_EQ(queued.state, State::queued);
+  EXPECT_THAT(queued.reason, HasSubstr("holds 2 of 2 whole GPUs"));
+  EXPECT_EQ(refused(create(of("vision"), waits)).why, Denied::quota) << "a fourth lease";
+  granted(release(of("vision"), 1));
+  EXPECT_TRUE(reaches(queued.id, State::active));
+}
+
+TEST_F(ControlTest, MonthlyGpuHoursRunUpAndRefuseWhenSpent) {
+  start();
+  tenant("vision", {.gpu_seconds_month = 3600});
+  auto whole = exclusive();
+  whole.ttl = 86'400s;
+  const auto lease = granted(create(of("vision"), whole));
+  ahead_ = 1800 * 1000;
+  std::this_thread::sleep_for(60ms);
+  EXPECT_NEAR(static_cast<double>(control_->now()->gpu_seconds_month.at("vision")), 1800, 5);
+  granted(create(of("vision"), mig("1g.10gb")));
+  ahead_ = 7200 * 1000;
+  const auto no = refused(create(of("vision"), exclusive()));
+  EXPECT_EQ(no.why, Denied::quota);
+  const auto renewed = ask<lease::Lease>(
+      [&](auto then) { control_->renew_lease(of("vision"), lease.id, 86'400s, std::nullopt, then); });
+  EXPECT_EQ(refused(renewed).why, Denied::quota);
+  // It survives a restart, and so does what was on the clock.
+  start();
+  std::this_thread::sleep_for(60ms);
+  EXPECT_NEAR(static_cast<double>(control_->now()->gpu_seconds_month.at("vision")), 7200, 900);
+}
+
+TEST_F(ControlTest, AnothersLeaseIsAsIfItWereNot) {
+  start();
+  tenant("vision");
+  tenant("speech");
+  const auto lease = granted(create(of("vision"), exclusive()));
+  const auto theirs = refused(release(of("speech"), lease.id));
+  const auto none = refused(release(of("speech"), 999));
+  EXPECT_EQ(theirs.why, Denied::not_found);
+  EXPECT_EQ(none.why, Denied::not_found);
+  EXPECT_EQ(theirs.what, "there is no lease 1");
+  EXPECT_EQ(none.what, "there is no lease 999");
+  const auto renewed = ask<lease::Lease>(
+      [&](auto then) { control_->renew_lease(of("speech"), lease.id, 60s, std::nullopt, then); });
+  EXPECT_EQ(refused(renewed).why, Denied::not_found);
+  EXPECT_EQ(refused(ask<lease::Lease>([&](auto then) { control_->old_lease(of("speech"), 1, then); })).why,
+            Denied::not_found);
+  EXPECT_EQ(lease_now(lease.id)->state, State::active);
+  Caller auditor{.user = "eve", .role = access::Role::audit};
+  EXPECT_EQ(refused(release(auditor, lease.id)).why, Denied::forbidden);
+  EXPECT_EQ(refused(create(Caller{.user = "eve", .tenant = "ghost"}, exclusive())).why, Denied::forbidden);
+  auto high = exclusive();
+  high.priority = 10;
+  EXPECT_EQ(refused(create(of("speech"), high)).why, Denied::forbidden);
+}
+
+TEST_F(ControlTest, TenantsAreChangedByVersionAndEndWithoutLeases) {
+  start();
+  tenant("vision");
+  const auto put = [&](Caller caller, tenant::Tenant wanted, std::optional<std::int64_t> version) {
+    return ask<tenant::Tenant>([&](auto then) { control_->put_tenant(caller, wanted, version, then); });
+  };
+  EXPECT_EQ(std::get<Refusal>(put(admin(), {.name = "vision"}, 0)).why, Denied::conflict);
+  EXPECT_EQ(std::get<Refusal>(put(admin(), {.name = "vision"}, 7)).why, Denied::conflict);
+  EXPECT_EQ(std::get<tenant::Tenant>(put(admin(), {.name = "vision", .weight = 7}, 1)).version, 2);
+  EXPECT_NE(std::get<Refusal>(put(of("vision"), {.name = "vision", .weight = 9}, 2)).what, "");
+  EXPECT_EQ(std::get<Refusal>(put(admin(), {.name = "No Name"}, 0)).why, Denied::invalid);
+  const auto end = [&] {
+    return ask<tenant::Tenant>([&](auto then) { control_->end_tenant(admin(), "vision", then); });
+  };
+  const auto lease = granted(create(of("vision"), exclusive()));
+  EXPECT_EQ(std::get<Refusal>(end()).why, Denied::conflict);
+  granted(release(of("vision"), lease.id));
+  ASSERT_TRUE(reaches(lease.id, State::ended));
+  EXPECT_TRUE(std::holds_alternative<tenant::Tenant>(end()));
+  EXPECT_EQ(refused(create(of("vision"), exclusive())).why, Denied::forbidden);
+}
+
+TEST_F(ControlTest, TokensOpenUntilTheyAreRevokedOrOver) {
+  start();
+  tenant("vision");
+  const auto first = first_token(*control_);
+  ASSERT_TRUE(first.ok() && *first);
+  EXPECT_FALSE(*first_token(*control_));
+  ASSERT_TRUE(control_->authenticate(**first, ""));
+  EXPECT_EQ(control_->authenticate(**first, "")->role, access::Role::admin);
+  const auto make = [&](AskToken wanted) {
+    return ask<NewToken>([&](auto then) { control_->create_token(admin(), wanted, then); });
+  };
+  const auto token =
+      std::get<NewToken>(make({.user = "ada", .tenant = "vision", .role = access::Role::tenant, .ttl = 60s}));
+  const auto who = control_->authenticate(token.secret, "");
+  ASSERT_TRUE(who);
+  EXPECT_EQ(who->user, "ada");
+  EXPECT_EQ(who->tenant, "vision");
+  std::string wrong = token.secret;
+  wrong.back() = wrong.back() == '0' ? '1' : '0';
+  EXPECT_FALSE(control_->authenticate(wrong, ""));
+  EXPECT_FALSE(control_->authenticate("bh_", ""));
+  EXPECT_FALSE(control_->authenticate(std::string(100'000, 'x'), ""));
+  ahead_ = 61'000;
+  EXPECT_FALSE(control_->authenticate(token.secret, "")) << "its time is over";
+  ahead_ = 0;
+  ASSERT_TRUE(control_->authenticate(token.secret, ""));
+  const auto revoked = ask<User>([&](auto then) { control_->revoke_token(admin(), token.user.id, then); });
+  EXPECT_TRUE(std::get<User>(revoked).revoked);
+  EXPECT_FALSE(control_->authenticate(token.secret, "")) << "as soon as the answer is there";
+  const std::string print(64, 'a');
+  EXPECT_TRUE(
+      std::get<NewToken>(
+          make({.user = "ci", .tenant = "vision", .role = access::Role::tenant, .certificate = print}))
+          .secret.empty());
+  EXPECT_TRUE(control_->authenticate("", std::string(64, 'A')));
+  EXPECT_EQ(std::get<Refusal>(make({.user = "ci", .tenant = "vision", .certificate = print})).why,
+            Denied::conflict);
+  EXPECT_EQ(std::get<Refusal>(ask<NewToken>([&](auto then) {
+              control_->create_token(of("vision"), {.user = "x", .tenant = "vision"}, then);
+            })).why,
+            Denied::forbidden);
+  start();
+  EXPECT_FALSE(control_->authenticate(token.secret, ""));
+  EXPECT_TRUE(control_->authenticate(**first, ""));
+  // No secret in the audit log.
+  const auto events = control_->events_after(0, 1000);
+  ASSERT_TRUE(events.ok());
+  for (const auto& event : *events) EXPECT_THAT(event.body.dump(), Not(HasSubstr(token.secret.substr(20))));
+}
+
+TEST_F(ControlTest, TheSameKeyGetsTheFirstAnswerAlsoAfterARestart) {
+  start();
+  tenant("vision");
+  tenant("speech");
+  const Once once{.key = "build-17", .request = std::string(64, 'a')};
+  const auto first = granted(create(of("vision"), exclusive(), once));
+  EXPECT_EQ(granted(create(of("vision"), exclusive(), once)).id, first.id);
+  EXPECT_EQ(refused(create(of("vision"), exclusive(2), {once.key, std::string(64, 'b')})).why,
+            Denied::conflict);
+  EXPECT_NE(granted(create(of("speech"), exclusive(), once)).id, first.id) << "another tenant's key";
+  EXPECT_EQ(refused(create(of("vision"), exclusive(), {"two words", std::string(64, 'a')})).why,
+            Denied::invalid);
+  start();
+  const auto again = granted(create(of("vision"), exclusive(), once));
+  EXPECT_EQ(again.id, first.id);
+  EXPECT_EQ(lease::to_json(again), lease::to_json(first));
+  ahead_ = 25LL * 3600 * 1000;
+  EXPECT_NE(granted(create(of("vision"), exclusive(), once)).id, first.id) << "keys are kept for a day";
+}
+
+// ---- time
+TEST_F(ControlTest, LeasesEndWhenTheirTimeIsOverAndARenewalNeverShortens) {
+  start();
+  tenant("vision");
+  auto short_one = exclusive();
+  short_one.ttl = 60s;
+  const auto lease = granted(create(of("vision"), short_one));
+  const auto renewed = ask<lease::Lease>(
+      [&](auto then) { control_->renew_lease(of("vision"), lease.id, 600s, std::int64_t{1}, then); });
+  EXPECT_EQ(granted(renewed).version, 2);
+  EXPECT_EQ(refused(ask<lease::Lease>([&](auto then) {
+              control_->renew_lease(of("vision"), lease.id, 600s, std::int64_t{1}, then);
+            })).why,
+            Denied::conflict);
+  const auto shorter = ask<lease::Lease>(
+      [&](auto then) { control_->renew_lease(of("vision"), lease.id, 20s, std::nullopt, then); });
+  EXPECT_EQ(granted(shorter).expires, granted(renewed).expires);
+  ahead_ = 120'000;
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(lease_now(lease.id)->state, State::active);
+  ahead_ = 700'000;
+  ASSERT_TRUE(reaches(lease.id, State::ended));
+  EXPECT_EQ(lease_now(lease.id)->reason, "its time is over");
+}
+
+TEST_F(ControlTest, WhoWaitsGetsItsTurnInOrderOrFailsAtItsDeadline) {
+  start();
+  tenant("vision");
+  auto all = exclusive(4);
+  const auto holder = granted(create(of("vision"), all));
+  auto wait = exclusive(2);
+  wait.wait = true;
+  const auto first = granted(create(of("vision"), wait));
+  const auto second = granted(create(of("vision"), wait));
+  auto late = wait;
+  late.deadline = wall_now() + 5s;
+  const auto third = granted(create(of("vision"), late));
+  EXPECT_EQ(first.state, State::queued);
+  EXPECT_THAT(first.ways, Contains(HasSubstr("fits after lease 1 ends at")));
+  EXPECT_EQ(refused(create(of("vision"), exclusive())).why, Denied::no_room) << "no jumping the queue";
+  granted(release(of("vision"), holder.id));
+  EXPECT_TRUE(reaches(first.id, State::active));
+  EXPECT_TRUE(reaches(second.id, State::active));
+  EXPECT_EQ(lease_now(third.id)->state, State::queued);
+  ahead_ = 10'000;
+  EXPECT_TRUE(reaches(third.id, State::failed));
+  EXPECT_THAT(lease_now(third.id)->reason, HasSubstr("not granted by its deadline"));
+  const auto fourth = granted(create(of("vision"), wait));
+  EXPECT_EQ(granted(release(of("vision"), fourth.id)).state, State::ended) << "given up while it waited";
+}
+
+TEST_F(ControlTest, AHigherPriorityTakesThePlaceOfAPreemptibleLeaseAfterNotice) {
+  start();
+  tenant("vision");
+  tenant("speech");
+  auto low = exclusive(2);
+  low.preemptible = true;
+  low.priority = -10;
+  const auto firm = granted(create(of("vision"), exclusive(2)));
+  const auto victim = granted(create(of("vision"), low));
+  auto urgent = exclusive();
+  urgent.priority = 50;
+  Caller operator_for_speech{.user = "root", .tenant = "speech", .role = access::Role::admin};
+  const auto no = refused(create(operator_for_speech, urgent));
+  EXPECT_THAT(no.ways, Contains(HasSubstr("fits when lease 2 is preempted: ask with wait")));
+  urgent.wait = true;
+  const auto queued = granted(create(operator_for_speech, urgent));
+  EXPECT_EQ(queued.state, State::queued);
+  ASSERT_TRUE(lease_now(victim.id)->notice);
+  EXPECT_FALSE(lease_now(firm.id)->notice);
+  EXPECT_EQ(lease_now(victim.id)->state, State::active) << "until the notice is over";
+  ahead_ = 61'000;
+  EXPECT_TRUE(reaches(victim.id, State::ended));
+  EXPECT_THAT(lease_now(victim.id)->reason, HasSubstr("preempted"));
+  EXPECT_TRUE(reaches(queued.id, State::active));
+  // A tenant's own priorities order its own leases alone.
+  auto mine = exclusive(4);
+  mine.wait = true;
+  const auto waits = granted(create(of("speech"), mine));
+  EXPECT_EQ(waits.state, State::queued);
+  EXPECT_FALSE(lease_now(queued.id)->notice);
+}
+
+TEST_F(ControlTest, WhenThePreemptorGivesUpItsVictimMayStay) {
+  start();
+  tenant("vision");
+  auto low = exclusive(4);
+  low.preemptible = true;
+  low.priority = -10;
+  const auto victim = granted(create(of("vision"), low));
+  auto urgent = exclusive();
+  urgent.wait = true;
+  const auto queued = granted(create(of("vision"), urgent));
+  ASSERT_TRUE(lease_now(victim.id)->notice) << "within a tenant its own priorities count";
+  granted(release(of("vision"), queued.id));
+  EXPECT_FALSE(lease_now(victim.id)->notice);
+  ahead_ = 61'000;
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(lease_now(victim.id)->state, State::active);
+}
+
+TEST_F(ControlTest, WhileDrainingNothingNewIsGranted) {
+  start();
+  tenant("vision");
+  const auto lease = granted(create(of("vision"), exclusive()));
+  EXPECT_TRUE(std::get<bool>(ask<bool>([&](auto then) { control_->drain(admin(), true, then); })));
+  EXPECT_EQ(refused(create(of("vision"), exclusive())).why, Denied::unavailable);
+  EXPECT_EQ(std::get<Refusal>(ask<bool>([&](auto then) { control_->drain(of("vision"), false, then); })).why,
+            Denied::forbidden);
+  start();
+  EXPECT_TRUE(control_->now()->draining);
+  EXPECT_EQ(lease_now(lease.id)->state, State::active);
+  ask<bool>([&](auto then) { control_->drain(admin(), false, then); });
+  granted(create(of("vision"), exclusive()));
+}
+
+// ---- the hardware
+TEST_F(ControlTest, AnIdleInstanceIsReclaimedAndItsPlaceCutAnew) {
+  auto with = settings();
+  with.idle_keep = 5s;
+  start(with);
+  tenant("vision");
+  const auto first = granted(create(of("vision"), mig("1g.10gb", 7)));
+  ASSERT_TRUE(reaches(first.id, State::active));
+  granted(release(of("vision"), first.id));
+  ASSERT_TRUE(reaches(first.id, State::ended));
+  // Wanted otherwise at once: what is idle makes room.
+  const auto whole = granted(create(of("vision"), mig("7g.80gb", 2)));
+  ASSERT_TRUE(reaches(whole.id, State::active));
+  granted(release(of("vision"), whole.id));
+  ASSERT_TRUE(reaches(whole.id, State::ended));
+  const auto count = [&] {
+    auto seen = observe::host(settings().access);
+    std::size_t all = 0;
+    if (seen.ok())
+      for (const auto& gpu : seen->gpus) all += gpu.instances.size();
+    return all;
+  };
+  EXPECT_EQ(count(), 2U);
+  ahead_ = 6'000;
+  for (int i = 0; i < 500 && count() > 0; ++i) std::this_thread::sleep_for(10ms);
+  EXPECT_EQ(count(), 0U) << "nobody wanted them for the time they are kept";
+}
+
+TEST_F(ControlTest, ALostGpuEndsItsLeasesWithTheReason) {
+  start();
+  tenant("vision");
+  const auto lease = granted(create(of("vision"), exclusive(4)));
+  twin::FaultRequest fault;
+  fault.name = "lost-from-nvml";
+  fault.gpu = 5;
+  ASSERT_TRUE(twin::break_it(twin(), fault).ok());
+  ASSERT_TRUE(reaches(lease.id, State::ended));
+  EXPECT_THAT(lease_now(lease.id)->reason, HasSubstr("gpu 5 was lost"));
+  EXPECT_EQ(refused(create(of("vision"), exclusive(4))).why, Denied::no_room);
+  granted(create(of("vision"), exclusive(3)));
+  ASSERT_TRUE(twin::mend(twin(), "", 5).ok());
+  auto wait = exclusive();
+  wait.wait = true;
+  EXPECT_TRUE(reaches(granted(create(of("vision"), wait)).id, State::active)) << "it came back";
+}
+
+TEST_F(ControlTest, AGpuThatSomebodyUsesWithoutALeaseIsNotGiven) {
+  const auto pid = twin::attach(twin(), {.gpu = 6, .name = "stranger", .memory_bytes = 1 << 30});
+  ASSERT_TRUE(pid.ok());
+  start();
+  tenant("vision");
+  const auto no = refused(create(of("vision"), exclusive(4)));
+  EXPECT_THAT(no.reasons, Contains(HasSubstr("stranger")));
+  const auto lease = granted(create(of("vision"), exclusive(3)));
+  for (const auto& part : lease.parts) EXPECT_NE(part.gpu, control_->now()->gpus[6].gpu);
+  ASSERT_TRUE(twin::detach(twin(), *pid).ok());
+  auto wait = exclusive();
+  wait.wait = true;
+  EXPECT_TRUE(reaches(granted(create(of("vision"), wait)).id, State::active));
+}
+
+TEST_F(ControlTest, ADriverThatHangsDoesNotStopTheLoop) {
+  auto with = settings();
+  with.access.driver_timeout_ms = 500;
+  with.look_every = 10s;
+  start(with);
+  tenant("vision");
+  twin::FaultRequest fault;
+  fault.name = "hang-call";
+  fault.function = "nvmlDeviceGetHandleByIndex_v2";
+  fault.delay_ms = 3'000;
+  ASSERT_TRUE(twin::break_it(twin(), fault).ok());
+  const auto cut = granted(create(of("vision"), mig("3g.40gb")));
+  EXPECT_EQ(cut.state, State::preparing);
+  for (int i = 0; i < 20; ++i) {
+    const auto lease = granted(create(of("vision"), share(10, 1)));
+    EXPECT_EQ(lease.state, State::active);
+  }
+  ASSERT_TRUE(twin::mend(twin(), "", twin::none).ok());
+  // However it went, the end of the story is known and nothing is held for nobody.
+  for (int i = 0; i < 3000 && lease_now(cut.id)->state == State::preparing; ++i)
+    std::this_thread::sleep_for(10ms);
+  EXPECT_NE(lease_now(cut.id)->state, State::preparing);
+}
+
+// ---- restarts
+TEST_F(ControlTest, ARestartFindsEveryLeaseAsItWas) {
+  start();
+  tenant("vision");
+  const auto gpu = granted(create(of("vision"), exclusive()));
+  const auto cut = granted(create(of("vision"), mig("2g.20gb")));
+  const auto part = granted(create(of("vision"), share(300, 10)));
+  auto wait = exclusive(4);
+  wait.wait = true;
+  const auto queued = granted(create(of("vision"), wait));
+  ASSERT_TRUE(reaches(cut.id, State::active));
+  const auto before = control_->now();
+  start();
+  const auto after = control_->now();
+  ASSERT_EQ(after->leases.size(), before->leases.size());
+  for (const auto& [id, lease] : before->leases)
+    EXPECT_EQ(lease::to_json(*after->leases.find(id)->second), lease::to_json(*lease));
+  EXPECT_EQ(after->held, before->held);
+  EXPECT_EQ(refused(create(of("vision"), exclusive(4))).why, Denied::no_room);
+  granted(release(of("vision"), gpu.id));
+  EXPECT_TRUE(reaches(queued.id, State::active)) << "it still waits after the restart";
+  granted(release(of("vision"), part.id));
+  EXPECT_TRUE(reaches(part.id, State::ended));
+  const auto next = granted(create(of("vision"), share(10, 1)));
+  EXPECT_GT(next.id, queued.id) << "ids are never used again";
+  EXPECT_EQ(Control::start(settings()).error().code(), Errc::in_use) << "one loop a book";
+}
+
+TEST_F(ControlTest, AnInstanceThatWentWhileTheDaemonWasDownEndsItsLease) {
+  start();
+  tenant("vision");
+  const auto cut = granted(create(of("vision"), mig("2g.20gb")));
+  const auto gpu = granted(create(of("vision"), exclusive()));
+  ASSERT_TRUE(reaches(cut.id, State::active));
+  control_.reset();
+  ASSERT_TRUE(twin::reboot(twin()).ok());
+  start();
+  EXPECT_TRUE(reaches(cut.id, State::ended));
+  EXPECT_THAT(lease_now(cut.id)->reason, HasSubstr("is gone"));
+  EXPECT_EQ(lease_now(gpu.id)->state, State::active) << "a whole GPU outlives a reboot";
+  EXPECT_EQ(control_->now()->held.at("vision").slices, 0U);
+}
+
+TEST_F(ControlTest, EventsCountWithoutAGapAndTellWhatHappened) {
+  start();
+  std::mutex mutex;
+  std::vector<Event> told;
+  control_->on_events([&](const std::vector<Event>& events) {
+    const std::lock_guard hold(mutex);
+    told.insert(told.end(), events.begin(), events.end());
+  });
+  tenant("vision");
+  const auto lease = granted(create(of("vision"), exclusive()));
+  granted(release(of("vision"), lease.id));
+  ASSERT_TRUE(reaches(lease.id, State::ended));
+  (void)refused(create(of("vision"), exclusive(5)));
+  const auto all = control_->events_after(0, 1000);
+  ASSERT_TRUE(all.ok());
+  std::vector<std::string> verbs;
+  for (std::size_t i = 0; i < all->size(); ++i) {
+    EXPECT_EQ((*all)[i].id, static_cast<std::int64_t>(i) + 1);
+    verbs.push_back((*all)[i].verb + " " + (*all)[i].what + " " + (*all)[i].outcome);
+  }
+  EXPECT_EQ(verbs, (std::vector<std::string>{"create tenant/vision done", "create lease/1 done",
+                                             "release lease/1 done", "scrubbed lease/1 done",
+                                             "create lease refused: no-room"}));
+  EXPECT_EQ((*all)[2].user, "ada");
+  EXPECT_EQ((*all)[3].user, "bulkhead");
+  EXPECT_EQ((*all)[3].body.at("state"), "ended");
+  EXPECT_EQ(control_->now()->last_event, 5);
+  const std::lock_guard hold(mutex);
+  ASSERT_EQ(told.size(), 5U);
+  EXPECT_EQ(told[4].what, "lease");
+  EXPECT_EQ(told[4].tenant, "vision");
+}
+
+TEST_F(ControlTest, ALeaseOfLongAgoIsFoundInTheBook) {
+  start();
+  tenant("vision");
+  const auto lease = granted(create(of("vision"), share(1, 1)));
+  granted(release(of("vision"), lease.id));
+  ASSERT_TRUE(reaches(lease.id, State::ended));
+  const auto old = ask<lease::Lease>([&](auto then) { control_->old_lease(of("vision"), lease.id, then); });
+  EXPECT_EQ(granted(old).state, State::ended);
+  EXPECT_EQ(refused(ask<lease::Lease>([&](auto then) { control_->old_lease(of("vision"), 77, then); })).why,
+            Denied::not_found);
+}
+
+// ---- full disks
+std::atomic<bool> disk_is_full = false;
+using Pwrite = ssize_t (*)(int, const void*, size_t, off_t);
+Pwrite real_pwrite = nullptr;
+ssize_t pwrite_or_full(int fd, const void* data, size_t size, off_t offset) {
+  if (!disk_is_full) return real_pwrite(fd, data, size, offset);
+  errno = ENOSPC;
+  return -1;
+}
+
+TEST_F(ControlTest, AFullDiskGrantsNothingAndTheServiceGoesOnWithRoom) {
+  auto* vfs = sqlite3_vfs_find(nullptr);
+  real_pwrite = reinterpret_cast<Pwrite>(vfs->xGetSystemCall(vfs, "pwrite64"));
+  const char* call = "pwrite64";
+  if (real_pwrite == nullptr) {
+    call = "pwrite";
+    real_pwrite = reinterpret_cast<Pwrite>(vfs->xGetSystemCall(vfs, call));
+  }
+  ASSERT_NE(real_pwrite, nullptr);
+  ASSERT_EQ(vfs->xSetSystemCall(vfs, call, reinterpret_cast<sqlite3_syscall_ptr>(pwrite_or_full)), SQLITE_OK);
+  start();
+  tenant("vision");
+  auto brief = exclusive();
+  brief.ttl = 60s;
+  const auto lease = granted(create(of("vision"), brief));
+  disk_is_full = true;
+  for (int i = 0; i < 5; ++i) {
+    const auto no = refused(create(of("vision"), exclusive()));
+    EXPECT_EQ(no.why, Denied::unavailable);
+  }
+  EXPECT_EQ(refused(release(of("vision"), lease.id)).why, Denied::unavailable);
+  EXPECT_EQ(lease_now(lease.id)->state, State::active);
+  EXPECT_EQ(control_->now()->held.at("vision").gpus, 1U);
+  EXPECT_THAT(control_->now()->trouble, HasSubstr("could not be kept"));
+  ahead_ = 61'000;  // its end cannot be written either
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(lease_now(lease.id)->state, State::active);
+  disk_is_full = false;
+  EXPECT_TRUE(reaches(lease.id, State::ended)) << "it goes on by itself";
+  EXPECT_EQ(granted(create(of("vision"), exclusive(4))).state, State::active)
+      << "nothing was lost on the way";
+  EXPECT_EQ(control_->now()->trouble, "");
+  vfs->xSetSystemCall(vfs, call, nullptr);
+  const auto events = control_->events_after(0, 1000);
+  ASSERT_TRUE(events.ok());
+  EXPECT_EQ(verify_audit(settings().state)->broken, "");
+}
+
+// ---- kill -9
+// What a daemon of its own does under load until it is killed; what it was told is durable goes to `out`.
+[[noreturn]] void work_until_killed(Settings settings, int out, std::uint64_t seed) {
+  settings.clock = {};
+  auto control = Control::start(std::move(settings));
+  if (!control.ok()) {
+    (void)!::write(out, "E\n", 2);
+    ::_exit(1);
+  }
+  (void)!::write(out, "S\n", 2);
+  const auto say = [out](const char* what, std::int64_t id) {
+    const std::string line = std::string(what) + std::to_string(id) + "\n";
+    (void)!::write(out, line.data(), line.size());
+  };
+  std::vector<std::thread> clients;
+  for (unsigned client = 0; client < 6; ++client)
+    clients.emplace_back([&, client] {
+      Prng random(seed * 31 + client);
+      const Caller caller{.user = "ada", .tenant = client % 2 == 0 ? "vision" : "speech"};
+      std::vector<std::int64_t> mine;
+      while (true) {
+        const bool give_back = mine.size() > 3 || (!mine.empty() && random.below(3) == 0);
+        std::promise<std::int64_t> promise;
+        if (give_back) {
+          const auto id = mine.back();
+          mine.pop_back();
+          (*control)->release_lease(caller, id, std::nullopt, [&](Answer<lease::Lease> answer) {
+            const bool done = std::holds_alternative<lease::Lease>(answer);
+            if (done) say("R", id);
+            promise.set_value(0);
+          });
+          promise.get_future().get();
+          continue;
+        }
+        lease::Ask ask;
+        switch (random.below(3)) {
+          case 0:
+            ask = {.cls = lease::Class::exclusive, .count = 1 + static_cast<unsigned>(random.below(2))};
+            break;
+          case 1:
+            ask = {.cls = lease::Class::mig, .profile = random.below(2) == 0 ? "1g.10gb" : "3g.40gb"};
+            break;
+          default:
+            ask = {.cls = lease::Class::share, .memory = mebibytes(1024), .weight = 100};
+        }
+        ask.wait = random.below(4) == 0;
+        (*control)->create_lease(caller, ask, {}, [&](Answer<lease::Lease> answer) {
+          const auto* lease = std::get_if<lease::Lease>(&answer);
+          if (lease != nullptr) say("G", lease->id);
+          promise.set_value(lease == nullptr ? 0 : lease->id);
+        });
+        if (const auto id = promise.get_future().get(); id != 0)
+          mine.push_back(id);
+        else
+          std::this_thread::sleep_for(1ms);
+      }
+    });
+  while (true) ::pause();
+}
+
+// Nothing is held twice: by the book alone, with arithmetic of its own.
+void expect_none_double(const std::vector<lease::Lease>& leases) {
+  std::map<std::string, std::int64_t> whole;
+  std::map<std::string, unsigned> weight;
+  std::map<std::string, std::uint64_t> cells;  // of a GPU's grid
+  std::map<std::string, std::int64_t> device;
+  for (const auto& lease : leases) {
+    if (!lease::holds(lease.state)) continue;
+    for (const auto& part : lease.parts) {
+      if (lease.ask.cls == lease::Class::share) {
+        weight[part.gpu.text] += part.weight;
+        EXPECT_LE(weight[part.gpu.text], 1000U) << "lease " << lease.id;
+        continue;
+      }
+      if (lease.ask.cls == lease::Class::exclusive) {
+        EXPECT_TRUE(whole.emplace(part.gpu.text, lease.id).second)
+            << "leases " << lease.id << " and " << whole[part.gpu.text];
+        continue;
+      }
+      const std::uint64_t size = part.profile == "1g.10gb" ? 1 : 4;
+      const std::uint64_t mask = ((1ULL << size) - 1) << *part.start;
+      EXPECT_EQ(cells[part.gpu.text] & mask, 0U) << "lease " << lease.id;
+      cells[part.gpu.text] |= mask;
+      if (!part.device.text.empty()) {
+        EXPECT_TRUE(device.emplace(part.device.text, lease.id).second) << "lease " << lease.id;
+      }
+    }
+  }
+  for (const auto& [gpu, mask] : cells) EXPECT_FALSE(whole.contains(gpu));
+}
+
+TEST_F(ControlTest, KilledAtAnyMomentUnderLoadItLosesNoLeaseAndGrantsNoneTwice) {
+  const char* more = std::getenv("BULKHEAD_KILL_ROUNDS");
+  const int rounds = more != nullptr ? std::atoi(more) : 8;
+  start();
+  tenant("vision");
+  tenant("speech");
+  control_.reset();
+  Prng random(1);
+  std::set<std::int64_t> had, back;
+  for (int round = 0; round < rounds; ++round) {
+    int pipe[2];
+    ASSERT_EQ(::pipe(pipe), 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::close(pipe[0]);
+      work_until_killed(settings(), pipe[1], static_cast<std::uint64_t>(round));
+    }
+    ::close(pipe[1]);
+    // From before it is ready to well into its work.
+    const auto pause = std::chrono::microseconds(random.below(10) == 0 ? random.below(60'000)
+                                                                       : 60'000 + random.below(500'000));
+    std::string said;
+    std::thread killer([&] {
+      std::this_thread::sleep_for(pause);
+      ::kill(child, SIGKILL);
+    });
+    char buffer[4096];
+    for (ssize_t got = 0; (got = ::read(pipe[0], buffer, sizeof buffer)) > 0;)
+      said.append(buffer, static_cast<std::size_t>(got));
+    killer.join();
+    ::waitpid(child, nullptr, 0);
+    ::close(pipe[0]);
+    ASSERT_THAT(said, Not(HasSubstr("E"))) << "round " << round << ": it could not start";
+    for (const auto line : split_lines(said)) {
+      if (line.size() < 2) continue;
+      const auto id = parse_i64(line.substr(1));
+      if (!id || !said.ends_with("\n")) continue;
+      if (line[0] == 'G') EXPECT_TRUE(had.insert(*id).second) << "lease " << *id << " was granted twice";
+      if (line[0] == 'R') back.insert(*id);
+    }
+    auto book = book::Book::open(settings().state, book::Book::Access::read_only);
+    ASSERT_TRUE(book.ok()) << book.error().message();
+    const auto records = (*book)->leases(true);
+    ASSERT_TRUE(records.ok());
+    std::vector<lease::Lease> leases;
+    std::set<std::int64_t> known;
+    for (const auto& record : *records) {
+      auto lease = lease::parse(record.body);
+      ASSERT_TRUE(lease.ok()) << lease.error().message();
+      known.insert(record.id);
+      if (back.contains(record.id)) {
+        EXPECT_TRUE(lease->state == State::releasing || lease::over(lease->state)) << "lease " << record.id;
+      } else if (had.contains(record.id)) {
+        EXPECT_TRUE(!lease::over(lease->state) || lease->state == State::failed ||
+                    lease->reason.find("released") != std::string::npos ||
+                    lease->reason.find("given up") != std::string::npos)
+            << "round " << round << ": lease " << record.id << " ended: " << lease->reason;
+      }
+      leases.push_back(std::move(*lease));
+    }
+    for (const auto id : had) EXPECT_TRUE(known.contains(id)) << "lease " << id << " is lost";
+    expect_none_double(leases);
+    const auto audit = verify_audit(settings().state);
+    ASSERT_TRUE(audit.ok());
+    EXPECT_EQ(audit->broken, "") << "round " << round;
+  }
+  EXPECT_GT(had.size(), 0U);
+  // The last one comes up, tidies, and everything can be had again.
+  start();
+  const auto until = std::chrono::steady_clock::now() + 60s;
+  bool idle = false;
+  while (!idle && std::chrono::steady_clock::now() < until) {
+    idle = true;
+    for (const auto& [id, lease] : control_->now()->leases) {
+      if (lease::over(lease->state)) continue;
+      idle = false;
+      if (lease->state == State::active || lease->state == State::queued)
+        (void)release({.user = "root", .role = access::Role::admin}, id);
+    }
+    std::this_thread::sleep_for(10ms);
+  }
+  EXPECT_TRUE(idle);
+  EXPECT_TRUE(control_->now()->held.empty());
+  EXPECT_EQ(granted(create(of("vision"), exclusive(4))).state, State::active);
+  EXPECT_TRUE(reaches(granted(create(of("vision"), mig("7g.80gb", 2))).id, State::active));
 }
 
 }  // namespace

@@ -778,7 +778,8 @@ void Control::Inside::scrub(Turn& turn, std::int64_t id) {
         }
       }
       later({.run = [this, id, left = std::move(left)](Turn& later_turn) { scrubbed(later_turn, id, left); },
-             .ours = true});
+             .ours = true,
+             .idle = !somebody_waits});
     });
   });
 }

@@ -102,6 +102,7 @@ struct Command {
   std::function<void(Turn&)> run = {};              // may be run again when its batch came to nothing
   std::function<void(const Refusal&)> failed = {};  // the batch could not be made durable
   bool ours = false;                                // of a lane: is tried again until its batch is durable
+  bool idle = false;  // nobody waits for it: goes with the next batch, or alone after a moment
 };
 
 // A lease that is not over, and what the loop knows of it beside the record.
@@ -329,6 +330,7 @@ struct Control::Inside {
 
   // shared with readers
   std::atomic<std::shared_ptr<const Snapshot>> snapshot = {};
+  std::atomic<bool> somebody_waits = false;  // in the queue for room
   std::atomic<std::shared_ptr<const TokenIndex>> token_index = {};
   mutable std::mutex reader_mutex = {};
   mutable std::unique_ptr<book::Book> reader = {};
@@ -339,6 +341,8 @@ struct Control::Inside {
   std::condition_variable ready = {};
   std::deque<Command> queue = {};    // of callers, bounded
   std::deque<Command> results = {};  // of the lanes
+  std::uint64_t idle_until = 0;      // when those of them that nobody waits for go alone; 0: there are none
+  bool urgent = false;               // one of them is waited for
   bool ending = false;
 
   mutable Gate gate = {};

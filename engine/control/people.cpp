@@ -115,8 +115,8 @@ std::optional<Caller> Control::authenticate(std::string_view bearer, std::string
   return std::nullopt;
 }
 
-std::optional<Refusal> Control::Inside::denied(const Caller& caller, Right right,
-                                               const std::string& owner, const std::string& what) const {
+std::optional<Refusal> Control::Inside::denied(const Caller& caller, Right right, const std::string& owner,
+                                               const std::string& what) const {
   const auto whose = !owner.empty() && owner == caller.tenant ? Whose::own : Whose::others;
   if (access::may(caller.role, right.verb, right.resource, whose)) return std::nullopt;
   // Who may not even read it learns nothing of it.
