@@ -45,8 +45,8 @@ struct Opener {
 // Every process of this machine that has one of `files` open, through any thread (each may have a table of
 // its own), or mapped: a mapping outlives its closed descriptor. A device node counts by its device number,
 // so a container's own node is seen; another file by its inode. Files that are not there are nobody's. Not
-// seen: a descriptor under way in a Unix socket. The caller itself is left out. Errc::permission: some process may not be looked
-// into (it takes CAP_SYS_PTRACE, and CAP_SYS_ADMIN for mappings).
+// seen: a descriptor under way in a Unix socket. The caller itself is left out. Errc::permission: some
+// process may not be looked into (it takes CAP_SYS_PTRACE, and CAP_SYS_ADMIN for mappings).
 Result<std::vector<Opener>> openers(std::span<const std::filesystem::path> files);
 
 // Stops them (SIGSTOP), so that they make no more of themselves; those that have ended meanwhile are fine.

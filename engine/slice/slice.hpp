@@ -89,7 +89,11 @@ struct Scrubbed {
 std::string share_name(std::int64_t lease);
 Result<Scrubbed> scrub(const Settings& settings, const lease::Lease& lease, const lease::Part& part);
 
-// The CDI file of a lease (one device a part), replaced as a whole, and its end. Names: lease::Part::cdi.
+// The CDI file of a lease, replaced as a whole, and its end. One device a part, named by lease::Part::cdi,
+// and where there are several, "bulkhead.dev/slice=lID" for all of them. It gives a container the device
+// files and the environment; the driver's libraries are the image's or the runtime's business. Classes mig
+// and exclusive; Errc::unsupported for the others, whose device files would give away more than the lease
+// has.
 Status write_cdi(const Settings& settings, const lease::Lease& lease);
 Status remove_cdi(const Settings& settings, std::int64_t lease);
 

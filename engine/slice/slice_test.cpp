@@ -19,6 +19,8 @@
 #include <thread>
 
 #include "base/clock.hpp"
+#include "base/fd.hpp"
+#include "base/json.hpp"
 #include "edge/process/process.hpp"
 #include "engine/execute/execute.hpp"
 #include "twin/control/control.hpp"
@@ -280,6 +282,39 @@ TEST_F(SliceTest, AfterAKillTheSameChangeMayBeAskedAgain) {
   }
 }
 
+TEST_F(SliceTest, TheCdiFileOfALeaseIsWhatAContainerRuntimeReads) {
+  lease::Lease lease{.id = 17};
+  lease.parts = {{.device = {"MIG-a"},
+                  .device_nodes = {"/dev/nvidia0", "/dev/nvidiactl"},
+                  .cdi = "bulkhead.dev/slice=l17-0"},
+                 {.device = {"MIG-b"},
+                  .device_nodes = {"/dev/nvidia1", "/dev/nvidiactl"},
+                  .cdi = "bulkhead.dev/slice=l17-1"}};
+  const auto written = write_cdi(settings(), lease);
+  ASSERT_TRUE(written.ok()) << written.error().message();
+  const fs::path path = twin() / "root/run/cdi/bulkhead.dev-slice-17.json";
+  const auto file = parse_json(read_file(path).value_or(""));
+  ASSERT_TRUE(file.ok());
+  EXPECT_EQ((*file)["cdiVersion"], "0.3.0");
+  EXPECT_EQ((*file)["kind"], "bulkhead.dev/slice");
+  const auto& devices = (*file)["devices"];
+  ASSERT_EQ(devices.size(), 3U);
+  EXPECT_EQ(devices[0]["name"], "l17-0");
+  EXPECT_EQ(devices[1]["containerEdits"]["env"][0], "CUDA_VISIBLE_DEVICES=MIG-b");
+  EXPECT_EQ(devices[2]["name"], "l17");
+  EXPECT_EQ(devices[2]["containerEdits"]["env"][0], "CUDA_VISIBLE_DEVICES=MIG-a,MIG-b");
+  EXPECT_EQ(devices[2]["containerEdits"]["deviceNodes"].size(), 3U);
+  ASSERT_TRUE(remove_cdi(settings(), 17).ok());
+  EXPECT_FALSE(fs::exists(path));
+  EXPECT_TRUE(remove_cdi(settings(), 17).ok());
+  lease.parts[0].cdi = "nvidia.com/gpu=0";
+  EXPECT_FALSE(write_cdi(settings(), lease).ok());
+  lease.ask.cls = lease::Class::share;
+  const auto shared = write_cdi(settings(), lease);
+  ASSERT_FALSE(shared.ok());
+  EXPECT_EQ(shared.error().code(), Errc::unsupported);
+}
+
 // ---- scrub
 
 // A real process that has a file open and waits. `how` runs in it first, with the descriptor.
@@ -308,10 +343,7 @@ class Guest {
     ::kill(pid_, SIGKILL);
     ::waitpid(pid_, nullptr, 0);
   }
-  bool alive() const {
-    int status = 0;
-    return ::waitpid(pid_, &status, WNOHANG | WNOWAIT) == 0 && ::kill(pid_, 0) == 0 && !zombie();
-  }
+  bool alive() const { return !zombie(); }
   int pid() const { return pid_; }
 
  private:
@@ -352,9 +384,8 @@ TEST_F(ScrubTest, WhoHasTheInstanceOpenIsEndedEvenIfItDoesNotWantToAndItsNeighbo
   ASSERT_EQ(made.size(), 2U);
   const Guest stubborn(file(made[0].device_nodes[5]), nobody, [](int) { ::signal(SIGTERM, SIG_IGN); });
   const Guest polite(file(made[0].device_nodes[4]), nobody, nothing);
-  const Guest hidden(file(made[0].device_nodes[5]), nobody, [](int fd) {
+  const Guest hidden(file(made[0].device_nodes[5]), nobody, [](int) {
     ::prctl(PR_SET_DUMPABLE, 0);  // its /proc files are root's then
-    EXPECT_EQ(::ftruncate(fd, 4096), -1);
   });
   const Guest neighbour(file(made[1].device_nodes[5]), nobody, nothing);
   const Guest other(file("/dev/nvidia0"), nobody, nothing);
@@ -384,9 +415,7 @@ TEST_F(ScrubTest, AMappingOrAThreadWithATableOfItsOwnDoesNotHide) {
     ::close(fd);
   });
   const Guest thread(node, nobody, [](int fd) {
-    static int descriptor;
     static std::atomic<bool> ready{false};
-    descriptor = fd;
     std::thread([] {
       (void)::unshare(CLONE_FILES);
       ready = true;
@@ -438,21 +467,14 @@ TEST_F(ScrubTest, WhatLooksAfterTheMachineStays) {
   lease.active_since = wall_now() + std::chrono::seconds(60);  // so the guests were there before it
   lease.parts = {{.gpu = gpus_[1], .device_nodes = {"/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm"}}};
   // The tests' own program is spared as bulkhead's is: the guest runs another one.
-  const auto become = [](const char* more) {
-    return [more](int fd) {
-      ::fcntl(fd, F_SETFD, 0);
-      const int second = *more != 0 ? ::open(more, O_RDWR) : 0;
-      if (second < 0) ::_exit(1);
-      const pid_t self = ::getpid();
-      static_cast<void>(self);
-      ::execl("/bin/sleep", "sleep", "1000", static_cast<char*>(nullptr));
-    };
-  };
   const auto begin = [&](const char* more) {
     const pid_t child = ::fork();
     if (child == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      become(more)(::open(file("/dev/nvidia1").c_str(), O_RDWR));
+      const int first = ::open(file("/dev/nvidia1").c_str(), O_RDWR);
+      const int second = *more != 0 ? ::open(more, O_RDWR) : 0;
+      if (first < 0 || second < 0) ::_exit(1);
+      ::execl("/bin/sleep", "sleep", "1000", static_cast<char*>(nullptr));
       ::_exit(1);
     }
     ::usleep(100'000);
