@@ -7,10 +7,18 @@
 
 #include "base/limits.hpp"
 #include "base/text.hpp"
+#include "core/spec/profile_name.hpp"
 #include "core/spec/spec.hpp"
-#include "core/spec/tree.hpp"
+#include "core/yaml/yaml.hpp"
 
 namespace bulkhead::spec {
+
+using yaml::at_item;
+using yaml::at_key;
+using yaml::in_quotes;
+using yaml::Node;
+using yaml::parse_tree;
+using yaml::Reader;
 
 namespace {
 

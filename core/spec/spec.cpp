@@ -8,9 +8,18 @@
 
 #include "base/limits.hpp"
 #include "base/text.hpp"
-#include "core/spec/tree.hpp"
+#include "core/spec/profile_name.hpp"
+#include "core/yaml/yaml.hpp"
 
 namespace bulkhead::spec {
+
+using yaml::at_item;
+using yaml::at_key;
+using yaml::in_quotes;
+using yaml::meant;
+using yaml::Node;
+using yaml::parse_tree;
+using yaml::Reader;
 
 namespace {
 
@@ -571,24 +580,7 @@ Parsed parse(std::string_view yaml) {
   NodeReader reader;
   NodeFile node = reader.node(std::get<Node>(tree));
   if (reader.mistakes.empty()) return node;
-  std::stable_sort(reader.mistakes.begin(), reader.mistakes.end(), [](const Mistake& a, const Mistake& b) {
-    return a.line != b.line ? a.line < b.line : a.column < b.column;
-  });
-  return std::move(reader.mistakes);
-}
-
-std::string render(const std::vector<Mistake>& mistakes, std::string_view file_name) {
-  std::string out;
-  for (const auto& mistake : mistakes) {
-    out += printable(file_name, 4096);
-    if (mistake.line > 0) out += fmt::format(":{}:{}", mistake.line, mistake.column);
-    out += ": ";
-    if (!mistake.path.empty()) out += mistake.path + ": ";
-    out += mistake.what;
-    if (!mistake.suggestion.empty()) out += "; " + mistake.suggestion;
-    out += '\n';
-  }
-  return out;
+  return reader.in_order();
 }
 
 std::string to_yaml(const NodeFile& node) {
@@ -627,6 +619,21 @@ std::string to_yaml(const NodeFile& node) {
   }
   if (!host.empty()) out += "host:\n" + host;
   return out;
+}
+
+bool is_profile_name(std::string_view text) {
+  std::string name = lower(trim(text));
+  if (name.starts_with("mig ")) name.erase(0, 4);
+  const std::string_view digits = "0123456789";
+  std::size_t i = std::min(name.find_first_not_of(digits), name.size());
+  if (i == 0 || i > 2 || name.compare(i, 2, "g.") != 0) return false;
+  const std::size_t from = i + 2;
+  i = std::min(name.find_first_not_of(digits, from), name.size());
+  if (i == from || i - from > 4 || name.compare(i, 2, "gb") != 0) return false;
+  const std::string_view suffix = std::string_view(name).substr(i + 2);
+  if (suffix.empty()) return true;
+  return (suffix[0] == '+' || suffix[0] == '-') && suffix.size() > 1 && suffix.size() <= 16 &&
+         suffix.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789.", 1) == std::string_view::npos;
 }
 
 }  // namespace bulkhead::spec

@@ -12,15 +12,12 @@
 #include "base/ids.hpp"
 #include "base/json.hpp"
 #include "base/units.hpp"
+#include "core/yaml/yaml.hpp"
 
 namespace bulkhead::spec {
 
-struct Mistake {
-  unsigned line = 0, column = 0;  // from 1; 0 when there is no place to name
-  std::string path = {};          // "gpus[0].layout[2]"
-  std::string what = {};
-  std::string suggestion = {};  // may be empty
-};
+using yaml::Mistake;
+using yaml::render;
 
 enum class Mode {
   mig,          // MIG instances
@@ -103,9 +100,6 @@ using Parsed = std::variant<NodeFile, std::vector<Mistake>>;
 
 // At most limits::node_file_bytes. Aliases and anchors are refused (a small file may not become a large one).
 Parsed parse(std::string_view yaml);
-
-// "node.yaml:4:13: gpus[0].mode: 'migg' is not a mode; did you mean 'mig'?" one a line.
-std::string render(const std::vector<Mistake>& mistakes, std::string_view file_name);
 
 // Writes a node file that parses to the same value: for import and export.
 std::string to_yaml(const NodeFile& node);

@@ -1,5 +1,5 @@
 // YAML as a bounded tree with places, and a reader that collects mistakes instead of stopping at the first.
-// Shared by the node file and the mig-parted import; not visible outside this folder.
+// Shared by everything that people write: the node file, the daemon's file, mig-parted's.
 #pragma once
 
 #include <initializer_list>
@@ -10,9 +10,16 @@
 #include <variant>
 #include <vector>
 
-#include "core/spec/spec.hpp"
+namespace bulkhead::yaml {
 
-namespace bulkhead::spec {
+struct Mistake {
+  unsigned line = 0, column = 0;  // from 1; 0 when there is no place to name
+  std::string path = {};          // "gpus[0].layout[2]"
+  std::string what = {};
+  std::string suggestion = {};  // may be empty
+};
+// "node.yaml:4:13: gpus[0].mode: 'migg' is not a mode; did you mean 'mig'?" one a line.
+std::string render(const std::vector<Mistake>& mistakes, std::string_view file_name);
 
 struct Node {
   enum class Kind { null, scalar, sequence, map };
@@ -48,6 +55,7 @@ class Reader {
   std::optional<bool> boolean(const Node& node, const std::string& path);
 
   std::vector<Mistake> mistakes = {};
+  std::vector<Mistake> in_order() const;  // of the file
 
  private:
   static constexpr std::size_t mistake_limit = 100;
@@ -59,7 +67,4 @@ std::string at_item(const std::string& path, std::size_t index);
 std::string meant(std::string_view word,
                   const std::vector<std::string_view>& known);  // "did you mean 'x'?" or empty
 
-// "3g.40gb", "1g.10gb+me", "1g.24gb-me", any case, with or without "MIG ".
-bool is_profile_name(std::string_view text);
-
-}  // namespace bulkhead::spec
+}  // namespace bulkhead::yaml

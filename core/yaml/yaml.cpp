@@ -1,4 +1,4 @@
-#include "core/spec/tree.hpp"
+#include "core/yaml/yaml.hpp"
 
 #include <algorithm>
 
@@ -12,7 +12,7 @@
 #include "base/limits.hpp"
 #include "base/text.hpp"
 
-namespace bulkhead::spec {
+namespace bulkhead::yaml {
 
 namespace {
 
@@ -318,19 +318,26 @@ std::optional<bool> Reader::boolean(const Node& node, const std::string& path) {
   return std::nullopt;
 }
 
-bool is_profile_name(std::string_view text) {
-  std::string name = lower(trim(text));
-  if (name.starts_with("mig ")) name.erase(0, 4);
-  const std::string_view digits = "0123456789";
-  std::size_t i = std::min(name.find_first_not_of(digits), name.size());
-  if (i == 0 || i > 2 || name.compare(i, 2, "g.") != 0) return false;
-  const std::size_t from = i + 2;
-  i = std::min(name.find_first_not_of(digits, from), name.size());
-  if (i == from || i - from > 4 || name.compare(i, 2, "gb") != 0) return false;
-  const std::string_view suffix = std::string_view(name).substr(i + 2);
-  if (suffix.empty()) return true;
-  return (suffix[0] == '+' || suffix[0] == '-') && suffix.size() > 1 && suffix.size() <= 16 &&
-         suffix.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789.", 1) == std::string_view::npos;
+std::string render(const std::vector<Mistake>& mistakes, std::string_view file_name) {
+  std::string out;
+  for (const auto& mistake : mistakes) {
+    out += printable(file_name, 4096);
+    if (mistake.line > 0) out += fmt::format(":{}:{}", mistake.line, mistake.column);
+    out += ": ";
+    if (!mistake.path.empty()) out += mistake.path + ": ";
+    out += mistake.what;
+    if (!mistake.suggestion.empty()) out += "; " + mistake.suggestion;
+    out += '\n';
+  }
+  return out;
 }
 
-}  // namespace bulkhead::spec
+std::vector<Mistake> Reader::in_order() const {
+  auto sorted = mistakes;
+  std::stable_sort(sorted.begin(), sorted.end(), [](const Mistake& a, const Mistake& b) {
+    return a.line != b.line ? a.line < b.line : a.column < b.column;
+  });
+  return sorted;
+}
+
+}  // namespace bulkhead::yaml
