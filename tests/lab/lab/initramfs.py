@@ -59,7 +59,10 @@ class Cpio:
 
 def unpacked_modules(kernel, into):
     """The wanted modules and what they need, uncompressed, with an index of their own."""
-    tree = glob.glob(os.path.join(kernel, "lib/modules/*"))[0]
+    trees = glob.glob(os.path.join(kernel, "lib/modules/*"))
+    if not trees:
+        return  # the lab's own kernel has everything inside
+    tree = trees[0]
     version = os.path.basename(tree)
     if not os.path.exists(os.path.join(tree, "modules.dep")):
         subprocess.run(["depmod", "-b", kernel, version], check=True)
@@ -68,13 +71,8 @@ def unpacked_modules(kernel, into):
         for line in f:
             path, _, rest = line.partition(":")
             needs[re.sub(r"\.ko.*", "", os.path.basename(path)).replace("-", "_")] = [path, *rest.split()]
-    missing = []
     for name in MODULES:
-        paths = needs.get(name.replace("-", "_"))
-        if not paths:
-            missing.append(name)
-            continue
-        for path in paths:
+        for path in needs.get(name.replace("-", "_"), []):  # a kernel without it has it inside, or not at all
             target = os.path.join(into, "lib/modules", version, re.sub(r"\.(xz|zst)$", "", path))
             if os.path.exists(target):
                 continue
@@ -87,8 +85,6 @@ def unpacked_modules(kernel, into):
         if os.path.exists(os.path.join(tree, index)):
             shutil.copy(os.path.join(tree, index), os.path.join(into, "lib/modules", version, index))
     subprocess.run(["depmod", "-b", into, version], check=True)
-    with open(os.path.join(into, "missing"), "w") as f:
-        f.write(" ".join(missing))
 
 
 def base(place, kernel):

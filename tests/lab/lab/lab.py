@@ -9,7 +9,7 @@ is a failed one. Exit: 0 when none failed.
 import argparse, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import fetch, initramfs, machine, modules, scenario as scenarios, sdr
+import bmc, fetch, initramfs, kernel as own_kernel, machine, modules, scenario as scenarios, sdr
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 PLACE = os.path.join(ROOT, "build/lab")
@@ -49,6 +49,7 @@ class Guest:
         if "bmc" in self.scenario.parts:
             with open(f"{self.folder}/sdr.bin", "wb") as f:
                 f.write(sdr.repository())
+        self.controller = bmc.Controller(f"{self.folder}/bmc") if "bmc-outside" in self.scenario.parts else None
         self.disk = None
         if self.scenario.disk:
             self.disk = f"{self.folder}/disk"
@@ -66,9 +67,13 @@ class Guest:
     def run(self):
         self.prepare()
         deadline = time.monotonic() + self.scenario.limit * patience()
-        for boot in range(1, self.scenario.boots + 1):
-            if not self.boot(boot, deadline):
-                return
+        try:
+            for boot in range(1, self.scenario.boots + 1):
+                if not self.boot(boot, deadline):
+                    return
+        finally:
+            if self.controller:
+                self.controller.close()
         raise machine.Broken(f"power was lost more often than '#: boots {self.scenario.boots}' allows")
 
     def boot(self, number, deadline):
@@ -176,7 +181,13 @@ def main():
         # In the fast set one kernel has to do: the newer one, where a scenario asks for both.
         kernels = [options.kernel] if options.kernel else s.kernels if options.set == "full" or options.names else s.kernels[-1:]
         for kernel in kernels:
-            reasons = [missing[n] for n in (f"kernel-{kernel}", *(["qemu-10"] if s.qemu == 10 else [])) if n in missing]
+            reasons = []
+            if kernel == "own":
+                try:
+                    own_kernel.build(PLACE)
+                except fetch.Unavailable as e:
+                    reasons.append(str(e))
+            reasons += [missing[n] for n in (f"kernel-{kernel}", *(["qemu-10"] if s.qemu == 10 else [])) if n in missing]
             try:
                 for module in s.modules:
                     if not reasons: modules.built(PLACE, kernel, module)

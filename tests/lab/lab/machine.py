@@ -26,6 +26,9 @@ PARTS = {
     "igb": port(4) + ["-device", "igb,id=igb0,bus=rp4,romfile="],
     # A baseboard management controller on the ISA bus, reached in band.
     "bmc": ["-device", "ipmi-bmc-sim,id=bmc0{sdr}", "-device", "isa-ipmi-kcs,bmc=bmc0,ioport=0xca2,irq=5"],
+    # One that is played outside (bmc.py): it tells thresholds, is awkward, and can go deaf.
+    "bmc-outside": ["-chardev", "socket,id=bmcline,path={folder}/bmc,reconnect=1", "-device", "ipmi-bmc-extern,id=bmc0,chardev=bmcline",
+                    "-device", "isa-ipmi-kcs,bmc=bmc0,ioport=0xca2,irq=5"],
     # The display the firmware starts on.
     "display": ["-device", "VGA,bus=pcie.0,addr=2.0,romfile="],
     # Two NUMA nodes; what sits on the second root complex belongs to node 1.
@@ -79,7 +82,8 @@ def command(place, scenario, kernel, accelerator, initrd, folder, boot, disk):
     if scenario.metal:
         devices += bare_metal(folder)
     for part in scenario.parts:
-        devices += [a.replace("{sdr}", f",sdrfile={folder}/sdr.bin" if os.path.exists(f"{folder}/sdr.bin") else "") for a in PARTS[part]]
+        devices += [a.replace("{sdr}", f",sdrfile={folder}/sdr.bin" if os.path.exists(f"{folder}/sdr.bin") else "")
+                    .replace("{folder}", folder) for a in PARTS[part]]
     if disk:
         devices += ["-drive", f"if=none,id=disk0,file={disk},format=raw,cache=writeback", "-device", "virtio-blk-pci,drive=disk0,bus=pcie.0,addr=1e.0"]
     image = os.path.join(place, f"kernel-{kernel}", "vmlinux")

@@ -2,7 +2,7 @@
 import os, re
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KERNELS = ("6.1", "6.12")
+KERNELS = ("6.1", "6.12", "own")
 
 
 class Scenario:

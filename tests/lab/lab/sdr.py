@@ -1,7 +1,7 @@
 """Sensor data records for QEMU's BMC: full records of every shape that edge/bmc reads."""
 
-# name, number, type, unit, M, B, B exponent, R exponent, linearisation, format (0 unsigned, 1 and 2 signed), thresholds raw
-# (upper non-recoverable, critical, non-critical, lower the same) or none, percentage
+# name, number, type, unit, M, B, B exponent, R exponent, linearisation, format (0 unsigned, 1 and 2 signed), raw thresholds
+# (upper non-recoverable, critical, non-critical, then lower non-recoverable, critical, non-critical; 0 for none)
 FULL = [
     ("CPU0 Temp", 1, 0x01, 1, 1, 0, 0, 0, 0, 0, (100, 95, 90, 0, 0, 5)),
     ("GPU0 Temp", 2, 0x01, 1, 1, 0, 0, 0, 0, 2, (95, 90, 85, 0, 0, 0)),  # two's complement: below zero as well
@@ -33,6 +33,10 @@ def full(name, number, kind, unit, m, b, b_exp, r_exp, linear, form, thresholds)
 def compact(name, number, kind, unit):
     return header(0x02, bytes([0x20, 0, number, 0x07, number, 0x7F, 0x68, kind, 0x01, 0, 0, 0, 0, 0xFF, 0xFF, 0, unit, 0,
                                0, 0, 0, 0, 0, 0, 0, 0, 0xC0 | len(name)]) + name.encode())
+
+
+def numbered(number, record):
+    return bytes([number & 0xFF, number >> 8]) + record[2:]
 
 
 def repository():
