@@ -268,7 +268,8 @@ Event Control::Inside::event_of(const book::Audit& line) {
               .user = line.user,
               .role = line.role,
               .from = line.from,
-              .outcome = line.outcome};
+              .outcome = line.outcome,
+              .hash = line.hash};
   return event;
 }
 

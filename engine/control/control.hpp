@@ -14,6 +14,7 @@
 // tenant cannot hold a lease.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
@@ -192,6 +193,7 @@ struct Event {
   Json body = {};           // of a lease: its record after it
   std::string user = {}, role = {}, from = {};  // who; user "bulkhead" without a role: the daemon itself
   std::string outcome = {};                     // "done", "refused: quota"
+  std::array<std::uint8_t, 32> hash = {};       // of its line in the chain
 };
 
 struct Settings {
