@@ -100,7 +100,14 @@ namespace {
   X(mig_device_ceiling, nvmlDeviceGetMaxMigDeviceCount, decltype(::nvmlDeviceGetMaxMigDeviceCount))         \
   X(mig_device, nvmlDeviceGetMigDeviceHandleByIndex, decltype(::nvmlDeviceGetMigDeviceHandleByIndex))       \
   X(gpu_instance_id, nvmlDeviceGetGpuInstanceId, decltype(::nvmlDeviceGetGpuInstanceId))                    \
-  X(compute_instance_id, nvmlDeviceGetComputeInstanceId, decltype(::nvmlDeviceGetComputeInstanceId))
+  X(compute_instance_id, nvmlDeviceGetComputeInstanceId, decltype(::nvmlDeviceGetComputeInstanceId))        \
+  X(utilization, nvmlDeviceGetUtilizationRates, decltype(::nvmlDeviceGetUtilizationRates))                  \
+  X(gpm_support, nvmlGpmQueryDeviceSupport, decltype(::nvmlGpmQueryDeviceSupport))                          \
+  X(gpm_alloc, nvmlGpmSampleAlloc, decltype(::nvmlGpmSampleAlloc))                                          \
+  X(gpm_free, nvmlGpmSampleFree, decltype(::nvmlGpmSampleFree))                                             \
+  X(gpm_get, nvmlGpmSampleGet, decltype(::nvmlGpmSampleGet))                                                \
+  X(gpm_mig_get, nvmlGpmMigSampleGet, nvmlReturn_t(nvmlDevice_t, unsigned, nvmlGpmSample_t))                \
+  X(gpm_metrics, nvmlGpmMetricsGet, decltype(::nvmlGpmMetricsGet))
 
 struct Called {
   std::uint64_t calls = 0, nanoseconds = 0;
@@ -295,6 +302,9 @@ std::optional<CallInFlight> call_in_flight() {
 
 struct Nvml::Table {
   void* library = nullptr;
+  std::atomic<const char*> now{nullptr};  // as `flying`, of this object alone
+  std::atomic<std::uint64_t> now_since{0};
+  std::unique_ptr<nvmlGpmMetricsGet_t> gpm;  // large, and used again and again
   bool initialised = false;
   const char* (*error_string)(nvmlReturn_t) = nullptr;
   // nvml.h: profiles are immutable for the life of a MIG mode. Kept per GPU handle until we change the mode.
@@ -361,7 +371,10 @@ struct Nvml::Table {
     flying_gpu.store(gpu_in(arguments...), std::memory_order_relaxed);
     flying_since.store(before, std::memory_order_relaxed);
     flying.store(symbol.name, std::memory_order_release);
+    now_since.store(before, std::memory_order_relaxed);
+    now.store(symbol.name, std::memory_order_release);
     const nvmlReturn_t code = symbol.function(arguments...);
+    now.store(nullptr, std::memory_order_release);
     flying.store(nullptr, std::memory_order_release);
     symbol.called.nanoseconds += monotonic_ns() - before;
     ++symbol.called.calls;
@@ -718,6 +731,104 @@ Result<Sensors> Nvml::sensors(Device device) {
   return sensors;
 }
 
+Result<Utilization> Nvml::utilization(Device device) {
+  nvmlUtilization_t rates = {};
+  BH_CHECK(table_->call(table_->api.utilization, handle_of(device), &rates));
+  if (rates.gpu > 100 || rates.memory > 100)
+    return lied(table_->api.utilization.name, fmt::format("{} % and {} %", rates.gpu, rates.memory));
+  return Utilization{rates.gpu, rates.memory};
+}
+
+Status Nvml::fields(Device device, std::span<Field> batch) {
+  std::array<nvmlFieldValue_t, sane> values;
+  if (batch.size() > values.size()) return Error(Errc::invalid, "more than 64 fields at once");
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    values[i] = {};
+    values[i].fieldId = batch[i].id;
+    values[i].scopeId = batch[i].scope;
+    values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+    batch[i].number.reset();
+    batch[i].count = 0;
+    batch[i].refused = Errc::unsupported;
+  }
+  BH_CHECK(
+      table_->call(table_->api.fields, handle_of(device), static_cast<int>(batch.size()), values.data()));
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    if (values[i].nvmlReturn != NVML_SUCCESS) {
+      batch[i].refused = code_of(values[i].nvmlReturn);
+      continue;
+    }
+    const auto number = number_of(values[i]);
+    if (!number || !std::isfinite(*number)) {
+      batch[i].refused = Errc::corrupt;
+      continue;
+    }
+    batch[i].number = number;
+    batch[i].count = count_of(values[i]).value_or(0);
+    batch[i].refused.reset();
+  }
+  return ok_status();
+}
+
+// ---- GPM
+GpmSample::~GpmSample() {
+  if (handle_ != nullptr)
+    owner_->table_->raw(owner_->table_->api.gpm_free, static_cast<nvmlGpmSample_t>(handle_));
+}
+GpmSample::GpmSample(GpmSample&& other) noexcept : owner_(other.owner_), handle_(other.handle_) {
+  other.handle_ = nullptr;
+}
+GpmSample& GpmSample::operator=(GpmSample&& other) noexcept {
+  std::swap(owner_, other.owner_);
+  std::swap(handle_, other.handle_);
+  return *this;
+}
+
+Result<bool> Nvml::gpm_supported(Device device) {
+  nvmlGpmSupport_t support = {};
+  support.version = NVML_GPM_SUPPORT_VERSION;
+  BH_CHECK(table_->call(table_->api.gpm_support, handle_of(device), &support));
+  return support.isSupportedDevice != 0;
+}
+
+Result<GpmSample> Nvml::gpm_sample() {
+  nvmlGpmSample_t handle = nullptr;
+  BH_CHECK(table_->call(table_->api.gpm_alloc, &handle));
+  GpmSample sample;
+  sample.owner_ = this;
+  sample.handle_ = handle;
+  return sample;
+}
+
+Status Nvml::gpm_take(Device device, std::optional<unsigned> gpu_instance, GpmSample& into) {
+  const auto handle = static_cast<nvmlGpmSample_t>(into.handle_);
+  if (gpu_instance) return table_->call(table_->api.gpm_mig_get, handle_of(device), *gpu_instance, handle);
+  return table_->call(table_->api.gpm_get, handle_of(device), handle);
+}
+
+Status Nvml::gpm_metrics(const GpmSample& before, const GpmSample& after, std::span<Metric> metrics) {
+  if (metrics.size() > sane) return Error(Errc::invalid, "more than 64 metrics at once");
+  if (!table_->gpm) table_->gpm = std::make_unique<nvmlGpmMetricsGet_t>();
+  nvmlGpmMetricsGet_t& asked = *table_->gpm;
+  static_assert(std::size(decltype(asked.metrics){}) >= sane);
+  asked.version = NVML_GPM_METRICS_GET_VERSION;
+  asked.numMetrics = static_cast<unsigned>(metrics.size());
+  asked.sample1 = static_cast<nvmlGpmSample_t>(before.handle_);
+  asked.sample2 = static_cast<nvmlGpmSample_t>(after.handle_);
+  for (std::size_t i = 0; i < metrics.size(); ++i) {
+    asked.metrics[i] = {};
+    asked.metrics[i].metricId = metrics[i].id;
+    asked.metrics[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+    metrics[i].value.reset();
+  }
+  BH_CHECK(table_->call(table_->api.gpm_metrics, &asked));
+  for (std::size_t i = 0; i < metrics.size(); ++i) {
+    if (asked.metrics[i].nvmlReturn == NVML_SUCCESS && std::isfinite(asked.metrics[i].value))
+      metrics[i].value = asked.metrics[i].value;
+  }
+  return ok_status();
+}
+
 Result<NvLinks> Nvml::nvlinks(Device device, std::optional<unsigned> count) {
   Table& t = *table_;
   NvLinks found;
@@ -1016,6 +1127,7 @@ Result<std::vector<MigDevice>> Nvml::mig_devices(Device device, std::size_t expe
     BH_CHECK(t.call(t.api.compute_instance_id, mig_handle, &found.compute_instance));
     BH_TRY(std::string text, t.text<NVML_DEVICE_UUID_V2_BUFFER_SIZE>(t.api.uuid, mig_handle));
     found.uuid.text = std::move(text);
+    found.handle = mig_handle;
     found.used = Reading<Bytes>::missing("not asked");
     if (with_memory) {
       const auto split = memory({mig_handle, device.index});
@@ -1172,6 +1284,12 @@ Status Nvml::lock_clocks(Device device, Megahertz low, Megahertz high) {
 
 Status Nvml::unlock_clocks(Device device) {
   return table_->call(table_->api.unlock_clocks, handle_of(device));
+}
+
+std::optional<CallInFlight> Nvml::in_flight() const {
+  const char* function = table_->now.load(std::memory_order_acquire);
+  if (function == nullptr) return std::nullopt;
+  return CallInFlight{.function = function, .since_ns = table_->now_since.load(std::memory_order_relaxed)};
 }
 
 // ---- the price

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -52,7 +53,8 @@ struct ProcessEntry {
   std::optional<unsigned> gpu_instance = {}, compute_instance = {};
 };
 
-// How much of a GPU's time a process had since the sample before: the driver's own sampling, some times a second.
+// How much of a GPU's time a process had since the sample before: the driver's own sampling, some times a
+// second.
 struct ProcessBusy {
   int pid = 0;
   unsigned sm_percent = 0;
@@ -90,6 +92,43 @@ struct MigDevice {
   unsigned gpu_instance = 0, compute_instance = 0;
   Uuid uuid = {};
   Reading<Bytes> used = {};  // of its memory; where asked for
+  void* handle = nullptr;    // for memory(); valid until the next MIG change, and an error after it
+};
+
+struct Utilization {  // percent of the driver's last sampling period; no such thing with MIG on
+  unsigned gpu = 0, memory = 0;
+};
+
+// One of a batch that the driver answers in one call (nvmlDeviceGetFieldValues); ids are nvml.h's
+// NVML_FI_DEV_*. What a field costs differs by a factor of a thousand: docs/design/telemetry.md.
+struct Field {
+  unsigned id = 0, scope = 0;
+  std::optional<double> number = {};  // as the driver typed it
+  std::uint64_t count = 0;            // the same, where it is a whole number that is not negative
+  std::optional<Errc> refused = {};   // why there is none
+};
+
+// One of the metrics between two GPM samples (nvmlGpmMetricsGet); ids are nvml.h's NVML_GPM_METRIC_*.
+struct Metric {
+  unsigned id = 0;
+  std::optional<double> value = {};  // percent, or MiB/s
+};
+
+class Nvml;
+// What nvmlGpmSampleGet fills: the counters of a GPU or of an instance at one moment. Must go before its
+// Nvml.
+class GpmSample {
+ public:
+  GpmSample() = default;
+  ~GpmSample();
+  GpmSample(GpmSample&& other) noexcept;
+  GpmSample& operator=(GpmSample&& other) noexcept;
+  explicit operator bool() const { return handle_ != nullptr; }
+
+ private:
+  friend class Nvml;
+  Nvml* owner_ = nullptr;
+  void* handle_ = nullptr;
 };
 
 // The driver call that this process is in.
@@ -141,6 +180,17 @@ class Nvml {
   Result<std::string> virtualization(Device);  // "none", "pass-through", "vgpu", "host-vgpu", "host-vsga"
   Result<Sensors> sensors(Device);
   Result<NvLinks> nvlinks(Device, std::optional<unsigned> count);  // count: what sensors() said
+  Result<Utilization> utilization(Device);
+  // Fills in what came; an Error means that none did. At most 64 at once.
+  Status fields(Device, std::span<Field> batch);
+
+  // ---- GPM: how busy the parts of a Hopper and later are, of the whole GPU or of one GPU instance
+  Result<bool> gpm_supported(Device);
+  Result<GpmSample> gpm_sample();
+  // Errc::not_found, invalid: the instance is gone.
+  Status gpm_take(Device, std::optional<unsigned> gpu_instance, GpmSample& into);
+  // Between two samples of the same thing, at least 100 ms apart. At most 64 at once.
+  Status gpm_metrics(const GpmSample& before, const GpmSample& after, std::span<Metric> metrics);
   Result<Fabric> fabric(Device);
   Result<std::string> process_name(int pid);  // as the driver knows it, for pids of other namespaces
 
@@ -180,11 +230,15 @@ class Nvml {
   Status lock_clocks(Device, Megahertz low, Megahertz high);
   Status unlock_clocks(Device);
 
+  // The call that a thread is in through this object; may be asked from any other.
+  std::optional<CallInFlight> in_flight() const;
+
   // How many driver calls were made, by name or in all: for benchmarks and the cost of a plan.
   std::uint64_t calls() const;
   std::vector<CallCost> costs() const;  // functions called at least once, dearest first
 
  private:
+  friend class GpmSample;
   Nvml();
   struct Table;
   std::unique_ptr<Table> table_;
