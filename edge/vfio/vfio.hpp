@@ -1,0 +1,72 @@
+// PCI functions, IOMMU groups and VFIO below a root directory: read into core/passthrough's values, written
+// one attribute at a time with the errno kept, and proved by opening a device as a virtual machine monitor
+// would. Writes may block for as long as somebody holds a device: callers that must go on make them in a
+// process of their own.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.hpp"
+#include "base/result.hpp"
+#include "core/passthrough/passthrough.hpp"
+
+namespace bulkhead::vfio {
+
+// Every PCI function and group. Holders are left empty: `nodes` names the files to ask for.
+Result<passthrough::Tree> read(const std::filesystem::path& root);
+
+// Where a function's device file is, or would be: "/dev/vfio/7", "/dev/vfio/noiommu-7". Errc::not_found: it
+// is in no group.
+Result<std::string> group_node(const std::filesystem::path& root, const PciAddress& address);
+// Its own device file, "/dev/vfio/devices/vfio0"; empty: this kernel makes none, or it is not with VFIO.
+std::string device_node(const std::filesystem::path& root, const PciAddress& address);
+
+// ---- one function
+bool is_there(const std::filesystem::path& root, const PciAddress& address);
+// Errc::gone: it is not on the bus.
+Result<passthrough::Binding> binding(const std::filesystem::path& root, const PciAddress& address);
+// Writes the override, unbinds and probes until the function is bound so, and reads back; what is so already
+// is left alone. Driver "*": whichever the kernel has. Errc::in_use: it would block on a holder of the VFIO
+// group; nothing was written.
+Status set_binding(const std::filesystem::path& root, const PciAddress& address,
+                   const passthrough::Binding& wanted);
+
+// ---- virtual functions
+struct VirtualFunctions {
+  unsigned count = 0, total = 0;
+  bool autoprobe = true;
+};
+Result<VirtualFunctions> virtual_functions(const std::filesystem::path& root, const PciAddress& physical);
+// The number-th; nullopt: it is not made.
+Result<std::optional<PciAddress>> virtual_function(const std::filesystem::path& root,
+                                                   const PciAddress& physical, unsigned number);
+// Through 0 where it must; reads back. The kernel makes fewer than asked without an error: Errc::no_capacity.
+Status set_virtual_functions(const std::filesystem::path& root, const PciAddress& physical, unsigned count,
+                             bool autoprobe);
+
+// ---- proof
+struct Proof {
+  bool iommufd = false;  // through its own device file; otherwise through the group's
+  bool busy = false;     // a virtual machine has the group open: not opened again
+  unsigned regions = 0, msix = 0;
+  bool can_reset = false, reset = false;
+  std::string reset_why = {};  // of a reset that was refused
+};
+std::string words(const Proof& proof);
+// Opens the group, asks whether it is viable, sets the IOMMU, maps and unmaps a page, opens the device,
+// counts its MSI-X vectors and resets it; then the same through IOMMUFD where the kernel has it. Errors are
+// rows of core/passthrough's table.
+Result<Proof> prove(const std::filesystem::path& root, const PciAddress& address);
+
+// ---- the group's device file
+Result<passthrough::Permission> permission(const std::filesystem::path& root, const PciAddress& address);
+Status set_permission(const std::filesystem::path& root, const PciAddress& address,
+                      const passthrough::Permission& wanted);
+
+bool module_is_loaded(const std::filesystem::path& root, std::string_view module);
+
+}  // namespace bulkhead::vfio
