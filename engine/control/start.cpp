@@ -131,12 +131,13 @@ Status Control::Inside::first_look() {
 void Control::Inside::in_the_way(const lease::Part& part, std::vector<slice::Place>& out) {
   const auto* facts = facts_of(part.gpu);
   const auto* profile = facts == nullptr ? nullptr : facts->geometry.by_name(part.profile);
-  if (profile == nullptr) return;
+  if (profile == nullptr || facts->pool != placement::Pool::dynamic) return;
   const mig::Placement place{*part.start, profile->size};
   for (const auto& [key, device] : devices) {
     const auto* its = key.gpu == part.gpu.text ? facts->geometry.by_name(key.profile) : nullptr;
     if (its == nullptr || (key.profile == part.profile && key.start == *part.start)) continue;
-    if (place.overlaps({key.start, its->size})) out.push_back(device.place);
+    if (!place.overlaps({key.start, its->size}) || foreign.contains(key)) continue;
+    if (std::find(out.begin(), out.end(), device.place) == out.end()) out.push_back(device.place);
   }
 }
 
@@ -155,10 +156,15 @@ void Control::Inside::resume() {
                  if (lease->state != lease::State::preparing) continue;
                  // The same places again: what stands there already is taken for made.
                  slice::Change change;
-                 for (const auto& part : lease->parts)
-                   if (part.start)
-                     change.create.push_back(
-                         {.gpu = part.gpu, .profile = part.profile, .start = *part.start});
+                 for (const auto& part : lease->parts) {
+                   if (!part.start) continue;
+                   change.create.push_back({.gpu = part.gpu, .profile = part.profile, .start = *part.start});
+                   // The kill may have come before the idle instances there were taken away.
+                   in_the_way(part, change.destroy);
+                 }
+                 std::erase_if(change.destroy, [&](const slice::Place& place) {
+                   return std::find(change.create.begin(), change.create.end(), place) != change.create.end();
+                 });
                  prepare(turn, id, std::move(change));
                }
              },
