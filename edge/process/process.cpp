@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -173,6 +174,25 @@ void freeze(std::span<const inventory::Holder> holders) {
     if (const auto pidfd = pin("/", holder); pidfd.ok() && *pidfd)
       ::syscall(SYS_pidfd_send_signal, pidfd->get(), SIGSTOP, nullptr, 0U);
   }
+}
+
+Status freeze_user(unsigned uid, bool stop) {
+  if (uid == 0 || uid == ~0U)
+    return Error(Errc::invalid, "root's processes are not to be stopped all at once");
+  const pid_t child = ::fork();
+  if (child < 0) return errno_error("fork", errno);
+  if (child == 0) {
+    // From root, setresuid gives up every right to signal others. System calls alone: the parent has threads.
+    const bool gone = ::syscall(SYS_setresuid, uid, uid, uid) == 0;
+    const bool sent = gone && (::syscall(SYS_kill, -1, stop ? SIGSTOP : SIGCONT) == 0 || errno == ESRCH);
+    ::_exit(sent ? 0 : 1);
+  }
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return ok_status();
+  return Error(Errc::permission, fmt::format("the processes of user {} cannot be stopped", uid),
+               "it takes CAP_SETUID");
 }
 
 Result<WallTime> started(const Identity& who) {

@@ -52,6 +52,10 @@ Result<std::vector<Opener>> openers(std::span<const std::filesystem::path> files
 // Stops them (SIGSTOP), so that they make no more of themselves; those that have ended meanwhile are fine.
 void freeze(std::span<const inventory::Holder> holders);
 
+// Stops (or continues) every process of a user at once: kill(-1) leaves no gap in which one could hand on to
+// a child. Not for root.
+Status freeze_user(unsigned uid, bool stop);
+
 // When it was started, by the wall clock.
 Result<WallTime> started(const Identity& who);
 

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -377,18 +378,18 @@ class ScrubTest : public SliceTest {
   }
   fs::path file(const std::string& node) const { return twin() / "root" / fs::path(node).relative_path(); }
 };
-constexpr unsigned nobody = 65534;
+constexpr unsigned somebody = 64'123;  // nobody else on this machine: scrub may stop all of that user's
 
 TEST_F(ScrubTest, WhoHasTheInstanceOpenIsEndedEvenIfItDoesNotWantToAndItsNeighbourIsNot) {
   const auto made = create({{gpus_[0], "3g.40gb", 0}, {gpus_[0], "3g.40gb", 4}});
   ASSERT_EQ(made.size(), 2U);
-  const Guest stubborn(file(made[0].device_nodes[5]), nobody, [](int) { ::signal(SIGTERM, SIG_IGN); });
-  const Guest polite(file(made[0].device_nodes[4]), nobody, nothing);
-  const Guest hidden(file(made[0].device_nodes[5]), nobody, [](int) {
+  const Guest stubborn(file(made[0].device_nodes[5]), somebody, [](int) { ::signal(SIGTERM, SIG_IGN); });
+  const Guest polite(file(made[0].device_nodes[4]), somebody, nothing);
+  const Guest hidden(file(made[0].device_nodes[5]), somebody, [](int) {
     ::prctl(PR_SET_DUMPABLE, 0);  // its /proc files are root's then
   });
-  const Guest neighbour(file(made[1].device_nodes[5]), nobody, nothing);
-  const Guest other(file("/dev/nvidia0"), nobody, nothing);
+  const Guest neighbour(file(made[1].device_nodes[5]), somebody, nothing);
+  const Guest other(file("/dev/nvidia0"), somebody, nothing);
   const auto lease = lease_of(made);
   const auto done = scrub(settings(), lease, lease.parts[0]);
   ASSERT_TRUE(done.ok()) << done.error().message();
@@ -410,11 +411,11 @@ TEST_F(ScrubTest, AMappingOrAThreadWithATableOfItsOwnDoesNotHide) {
   const fs::path node = file(made[0].device_nodes[5]);
   fs::permissions(node, fs::perms::all);
   fs::resize_file(node, 4096);
-  const Guest mapping(node, nobody, [](int fd) {
+  const Guest mapping(node, somebody, [](int fd) {
     if (::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED) ::_exit(1);
     ::close(fd);
   });
-  const Guest thread(node, nobody, [](int fd) {
+  const Guest thread(node, somebody, [](int fd) {
     static std::atomic<bool> ready{false};
     std::thread([] {
       (void)::unshare(CLONE_FILES);
@@ -436,7 +437,7 @@ TEST_F(ScrubTest, WhatForksWhileItIsEndedIsEndedWithAllItsChildren) {
   const auto made = create({{gpus_[0], "1g.10gb", 0}});
   ASSERT_EQ(made.size(), 1U);
   const fs::path node = file(made[0].device_nodes[5]);
-  const Guest bomb(node, nobody, [](int) {
+  const Guest bomb(node, somebody, [](int) {
     ::signal(SIGTERM, SIG_IGN);
     ::signal(SIGCHLD, SIG_IGN);
     const rlimit few{200, 200};
@@ -456,6 +457,11 @@ TEST_F(ScrubTest, WhatForksWhileItIsEndedIsEndedWithAllItsChildren) {
   const auto done = scrub(settings(), lease, lease.parts[0]);
   ASSERT_TRUE(done.ok()) << done.error().message();
   EXPECT_TRUE(done->left.empty()) << done->left.front();
+  for (const auto& entry : fs::directory_iterator("/proc")) {             // none of that user, holding or not
+    if (entry.path().filename() == std::to_string(bomb.pid())) continue;  // ended, and not reaped yet
+    struct stat info {};
+    EXPECT_FALSE(::stat(entry.path().c_str(), &info) == 0 && info.st_uid == somebody) << entry.path();
+  }
   const std::vector<fs::path> files = {node};
   const auto open = process::openers(files);
   ASSERT_TRUE(open.ok());
