@@ -79,8 +79,9 @@ Result<std::vector<Device>> look(const Settings& settings, std::span<const Place
 // opened /dev/nvidia-uvm. `left` says in words what could not be ended or is still charged; empty: clean.
 // What no file of /proc shows is a descriptor under way in a Unix socket: only destroying the instance
 // (Errc::in_use) proves that there is none. Class share: ends the processes of the share `share_name` in the
-// registry, and none else. Takes root with CAP_SYS_PTRACE, CAP_KILL and CAP_SYS_ADMIN; Errc::permission
-// without. Asking again is fine.
+// registry, and none else. A process without a context that only hands its descriptor
+// on to child after child may slip through as well. Takes root with CAP_SYS_PTRACE, CAP_KILL and
+// CAP_SYS_ADMIN; Errc::permission without. Asking again is fine.
 struct Scrubbed {
   unsigned ended = 0;  // processes
   std::vector<std::string> left = {};
