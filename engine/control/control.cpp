@@ -100,6 +100,7 @@ Control::Inside::~Inside() {
   // The lanes may wait for the driver; what they still had to do is done again at the next start.
   changes.reset();
   rounds.reset();
+  files.reset();
 }
 
 bool Control::Inside::submit(Command command) {
@@ -431,6 +432,12 @@ void Control::drain(Caller caller, bool on, Then<bool> then) {
   auto& inside = *inside_;
   command<bool>(inside, then, [&inside, caller = std::move(caller), on, then](Turn& turn) {
     inside.drain(turn, caller, on, then);
+  });
+}
+void Control::reload(Caller caller, Then<bool> then) {
+  auto& inside = *inside_;
+  command<bool>(inside, then, [&inside, caller = std::move(caller), then](Turn& turn) {
+    inside.reread(turn, caller, then);
   });
 }
 void Control::refused(Caller caller, std::string verb, std::string what, std::string why) {

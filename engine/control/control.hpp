@@ -223,6 +223,7 @@ class Control {
   Control& operator=(const Control&) = delete;
 
   // ---- any thread, no waiting
+  // Hold what it returns while walking through it: `for (... : control.now()->leases)` would not.
   std::shared_ptr<const Snapshot> now() const;
   // Of a bearer token ("bh_...") or a client certificate's SHA-256; nullopt: unknown, expired or revoked.
   // Constant time in the secret.
@@ -248,6 +249,9 @@ class Control {
   void old_lease(Caller caller, std::int64_t id,
                  Then<lease::Lease> then);              // one that the snapshot no longer has
   void drain(Caller caller, bool on, Then<bool> then);  // nothing new is granted
+  // Reads the node file again; the pools follow at the next look at the host. A file with a mistake is
+  // refused whole and the old one stays in force. Leases stay where they are.
+  void reload(Caller caller, Then<bool> then);
   // A right that was refused before it came to a command (401, 403), for the audit log; rate-limited inside.
   void refused(Caller caller, std::string verb, std::string what, std::string why);
 

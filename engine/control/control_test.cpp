@@ -488,11 +488,12 @@ TEST_F(ControlTest, AnIdleInstanceIsReclaimedAndItsPlaceCutAnew) {
   ASSERT_TRUE(reaches(whole.id, State::active));
   granted(release(of("vision"), whole.id));
   ASSERT_TRUE(reaches(whole.id, State::ended));
+  // As the twin has it: a second look through the driver's library would not be behind the control's gate.
   const auto count = [&] {
-    auto seen = observe::host(settings().access);
     std::size_t all = 0;
-    if (seen.ok())
-      for (const auto& gpu : seen->gpus) all += gpu.instances.size();
+    if (const auto seen = twin::status(twin()); seen.ok())
+      for (const auto& gpu : seen->at("gpus"))
+        all += gpu.contains("instances") ? gpu.at("instances").size() : 0;
     return all;
   };
   EXPECT_EQ(count(), 2U);
@@ -535,6 +536,11 @@ TEST_F(ControlTest, AGpuThatSomebodyUsesWithoutALeaseIsNotGiven) {
 }
 
 TEST_F(ControlTest, ADriverThatHangsDoesNotStopTheLoop) {
+  // The thread that stays behind in the driver keeps its library loaded: not the one of the tests to come.
+  const auto library = twin() / "lib/libnvidia-ml.so.1";
+  const auto original = fs::canonical(library);
+  fs::remove(library);
+  fs::copy_file(original, library);
   auto with = settings();
   with.access.driver_timeout_ms = 500;
   with.look_every = 10s;
@@ -628,6 +634,11 @@ TEST_F(ControlTest, EventsCountWithoutAGapAndTellWhatHappened) {
   EXPECT_EQ((*all)[3].user, "bulkhead");
   EXPECT_EQ((*all)[3].body.at("state"), "ended");
   EXPECT_EQ(control_->now()->last_event, 5);
+  const auto count = [&] {
+    const std::lock_guard hold(mutex);
+    return told.size();
+  };
+  for (int i = 0; i < 1000 && count() < 5; ++i) std::this_thread::sleep_for(2ms);
   const std::lock_guard hold(mutex);
   ASSERT_EQ(told.size(), 5U);
   EXPECT_EQ(told[4].what, "lease");
@@ -657,6 +668,7 @@ ssize_t pwrite_or_full(int fd, const void* data, size_t size, off_t offset) {
 }
 
 TEST_F(ControlTest, AFullDiskGrantsNothingAndTheServiceGoesOnWithRoom) {
+  sqlite3_initialize();
   auto* vfs = sqlite3_vfs_find(nullptr);
   real_pwrite = reinterpret_cast<Pwrite>(vfs->xGetSystemCall(vfs, "pwrite64"));
   const char* call = "pwrite64";
@@ -822,7 +834,9 @@ TEST_F(ControlTest, KilledAtAnyMomentUnderLoadItLosesNoLeaseAndGrantsNoneTwice) 
       if (line.size() < 2) continue;
       const auto id = parse_i64(line.substr(1));
       if (!id || !said.ends_with("\n")) continue;
-      if (line[0] == 'G') EXPECT_TRUE(had.insert(*id).second) << "lease " << *id << " was granted twice";
+      if (line[0] == 'G') {
+        EXPECT_TRUE(had.insert(*id).second) << "lease " << *id << " was granted twice";
+      }
       if (line[0] == 'R') back.insert(*id);
     }
     auto book = book::Book::open(settings().state, book::Book::Access::read_only);
@@ -858,7 +872,8 @@ TEST_F(ControlTest, KilledAtAnyMomentUnderLoadItLosesNoLeaseAndGrantsNoneTwice) 
   bool idle = false;
   while (!idle && std::chrono::steady_clock::now() < until) {
     idle = true;
-    for (const auto& [id, lease] : control_->now()->leases) {
+    const auto now = control_->now();
+    for (const auto& [id, lease] : now->leases) {
       if (lease::over(lease->state)) continue;
       idle = false;
       if (lease->state == State::active || lease->state == State::queued)

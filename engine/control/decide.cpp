@@ -337,7 +337,13 @@ Refusal Control::Inside::no_room(const lease::Ask& ask, const std::string& tenan
   if (const auto* why = std::get_if<placement::Refusal>(&*decided)) {
     for (const auto& reason : why->reasons) {
       if (refusal.reasons.size() == most_ways) break;
-      refusal.reasons.push_back(printable(reason.text, reason_bytes));
+      // The engine shuts GPUs cut on demand out of the other classes by their model.
+      if (reason.why == placement::Why::model && ask.models.empty())
+        refusal.reasons.push_back(fmt::format("{} of {} GPUs: cut on demand, for class mig alone",
+                                              why->gpus[static_cast<std::size_t>(placement::Why::model)],
+                                              gpus.size()));
+      else
+        refusal.reasons.push_back(printable(reason.text, reason_bytes));
     }
     refusal.ways = ways_of(*why);
     for (const auto& gpu : gpus)
@@ -567,10 +573,28 @@ bool Control::Inside::grant(Turn& turn, std::int64_t id, bool insist, std::strin
     write(turn, daemon_caller(), there ? "ready" : "place", id, entry);
   if (there) {
     changed_terms.insert(id);
+    tell_runtimes(turn, entry.lease);
   } else {
     prepare(turn, id, std::move(change));
   }
   return true;
+}
+
+// The CDI file comes just after the answer: it is for container runtimes, and made anew at every start.
+void Control::Inside::tell_runtimes(Turn& turn, const std::shared_ptr<const lease::Lease>& lease) {
+  turn.after.push_back([this, lease] {
+    files->put([this, lease] {
+      if (const auto written = slice::write_cdi(hands, *lease); !written.ok())
+        later({.run =
+                   [this, id = lease->id, why = written.error().message()](Turn& later_turn) {
+                     note(later_turn, daemon_caller(), "cdi", lease_name(id),
+                          entries.contains(id) ? entries.at(id).lease->tenant : "", "failed",
+                          Json{{"why", short_text(why)}});
+                   },
+               .ours = true,
+               .idle = true});
+    });
+  });
 }
 
 void Control::Inside::prepare(Turn& turn, std::int64_t id, slice::Change wanted) {
@@ -638,6 +662,7 @@ void Control::Inside::prepared(Turn& turn, std::int64_t id, const Result<std::ve
   if (made.ok()) {
     step(turn, daemon_caller(), id, lease::Event::ready, "");
     changed_terms.insert(id);
+    tell_runtimes(turn, entries.at(id).lease);
     return;
   }
   const auto& error = made.error();
@@ -766,6 +791,7 @@ void Control::Inside::scrub(Turn& turn, std::int64_t id) {
     parts.push_back(part);
   }
   set_entry(turn, id, std::move(entry));
+  turn.after.push_back([this, id] { files->put([this, id] { (void)slice::remove_cdi(hands, id); }); });
   turn.after.push_back([this, id, lease, parts = std::move(parts)] {
     rounds->put([this, id, lease, parts] {
       std::vector<std::string> left;

@@ -204,6 +204,7 @@ struct Control::Inside {
   void set_tenant(Turn& turn, const std::string& name, std::shared_ptr<const tenant::Tenant> next);
   void refused(Turn& turn, const Caller& caller, const std::string& verb, const std::string& what,
                const std::string& why);
+  void reread(Turn& turn, const Caller& caller, const Then<bool>& then);
   void drain(Turn& turn, const Caller& caller, bool on, const Then<bool>& then);
   void publish_tokens();
 
@@ -233,6 +234,7 @@ struct Control::Inside {
   void scrub(Turn& turn, std::int64_t id);
   void scrubbed(Turn& turn, std::int64_t id, const std::vector<std::string>& left);
   void prepare(Turn& turn, std::int64_t id, slice::Change change);
+  void tell_runtimes(Turn& turn, const std::shared_ptr<const lease::Lease>& lease);
   void prepared(Turn& turn, std::int64_t id, const Result<std::vector<slice::Device>>& made);
   void reclaim_idle(Turn& turn);
   void change(const slice::Change& change,
@@ -346,7 +348,8 @@ struct Control::Inside {
   bool ending = false;
 
   mutable Gate gate = {};
-  std::unique_ptr<Lane> changes = {}, rounds = {};
+  // Changes one by one; looks and scrubs beside each other; CDI files in order.
+  std::unique_ptr<Lane> changes = {}, rounds = {}, files = {};
   std::thread thread = {};
 };
 

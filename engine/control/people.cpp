@@ -382,6 +382,25 @@ void Control::Inside::list_tokens(Turn& turn, const Caller& caller, const Then<s
   turn.after.push_back([then, all = std::move(all)] { then(all); });
 }
 
+void Control::Inside::reread(Turn& turn, const Caller& caller, const Then<bool>& then) {
+  const auto refuse = [&](Refusal refusal) {
+    note_refusal(turn, caller, "reload", "host", refusal, "");
+    turn.after.push_back([then, refusal = std::move(refusal)] { then(refusal); });
+  };
+  if (auto no = denied(caller, {Verb::change, Resource::settings}, "", "host")) return refuse(std::move(*no));
+  if (!settings.node_file.empty()) {
+    // The old one stays in force where the new one has a mistake.
+    if (const auto read = read_node_file(); !read.ok())
+      return refuse({.why = Denied::invalid, .what = read.error().message()});
+  }
+  note(turn, caller, "reload", "host", "", "done", Json::object());
+  turn.after.push_back([this, then] {
+    reload = true;
+    next_look = 0;
+    then(true);
+  });
+}
+
 void Control::Inside::drain(Turn& turn, const Caller& caller, bool on, const Then<bool>& then) {
   if (auto no = denied(caller, {Verb::change, Resource::settings}, "", "host")) {
     note_refusal(turn, caller, "drain", "host", *no, "");

@@ -127,7 +127,7 @@ void Control::Inside::look() {
   for (const auto& [key, device] : devices) known.insert(key);
   std::map<std::string, std::uint64_t> epochs;
   for (const auto& facts : gpus) epochs[facts.uuid.text] = facts.epoch;
-  const bool full = !host_seen;
+  const bool full = !host_seen || reload;
   rounds->put([this, known = std::move(known), epochs = std::move(epochs), full] {
     auto seen = gate.shared([&] { return sight(full, known); });
     // A GPU that is new needs its geometry.
@@ -261,7 +261,8 @@ std::vector<Control::Inside::Casualty> Control::Inside::rebuild(const inventory:
   }
   for (std::size_t first = 0; first < listed.size(); first += placement::most_gpus_of_host) {
     const auto last = std::min(listed.size(), first + placement::most_gpus_of_host);
-    placement::Host part{.name = fmt::format("{}#{}", host.hostname.empty() ? "host" : host.hostname, first)};
+    placement::Host part{.name = host.hostname.empty() ? "host" : host.hostname};
+    if (first > 0) part.name += fmt::format("#{}", first);
     part.gpus.assign(listed.begin() + static_cast<std::ptrdiff_t>(first),
                      listed.begin() + static_cast<std::ptrdiff_t>(last));
     if (const auto added = engine.add_host(std::move(part)); !added.ok()) {
@@ -423,7 +424,10 @@ void Control::Inside::settle_gpu(placement::GpuNo number, const inventory::Gpu& 
   // Somebody without a lease uses the whole GPU: whoever got it now would not have it alone.
   if (!sliced && facts.pool != Pool::closed && leases_on[number].empty()) {
     const bool busy = !gpu.holders.empty();
-    if (busy != facts.shut) (void)engine.drain_gpu(number, busy);
+    if (busy != facts.shut) {
+      (void)engine.drain_gpu(number, busy);
+      retry_queue = true;
+    }
     facts.shut = busy;
     facts.why = busy ? fmt::format("in use by {}, without a lease", who_holds(gpu.holders)) : "";
   } else if (facts.pool == Pool::mig && !gpu.mig_now) {
@@ -467,6 +471,13 @@ std::vector<Control::Inside::Casualty> Control::Inside::refresh(const Sight& sig
   const bool anew = reload || gpus.empty() ||
                     std::any_of(host.gpus.begin(), host.gpus.end(),
                                 [&](const auto& gpu) { return facts_of(gpu.uuid) == nullptr; });
+  if (anew && std::any_of(gpus.begin(), gpus.end(), [&](const GpuFacts& facts) {
+        const auto epoch = sight.epochs.find(facts.uuid.text);
+        return facts.changes > 0 || (epoch != sight.epochs.end() && epoch->second != facts.epoch);
+      })) {
+    next_look = 0;  // this look is of before: what was made since would pass for gone
+    return casualties;
+  }
   if (anew) {
     reload = false;
     casualties = rebuild(host);

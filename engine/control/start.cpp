@@ -45,6 +45,7 @@ Status Control::Inside::open() {
   }
   changes = std::make_unique<Lane>(change_lanes);
   rounds = std::make_unique<Lane>(round_lanes);
+  files = std::make_unique<Lane>(change_lanes);
   return ok_status();
 }
 
@@ -152,6 +153,7 @@ void Control::Inside::resume() {
                  const auto at = entries.find(id);
                  if (at == entries.end() || at->second.at_work) continue;
                  const auto lease = at->second.lease;
+                 if (lease->state == lease::State::active) tell_runtimes(turn, lease);
                  if (lease->state == lease::State::releasing) scrub(turn, id);
                  if (lease->state != lease::State::preparing) continue;
                  // The same places again: what stands there already is taken for made.
