@@ -11,9 +11,12 @@ std::function<int(const Context&)> bind_plan(CLI::App& app);
 std::function<int(const Context&)> bind_apply(CLI::App& app);
 std::function<int(const Context&)> bind_verify(CLI::App& app);
 std::function<int(const Context&)> bind_rollback(CLI::App& app);
+std::function<int(const Context&)> bind_reclaim(CLI::App& app);
 std::function<int(const Context&)> bind_history(CLI::App& app);
 std::function<int(const Context&)> bind_share(CLI::App& app);
+std::function<int(const Context&)> bind_dmon(CLI::App& app);
 std::function<int(const Context&)> bind_simulate(CLI::App& app);
+std::function<int(const Context&)> bind_serve(CLI::App& app);
 std::function<int(const Context&)> bind_twin(CLI::App& app);
 
 const std::vector<Verb>& verbs() {
@@ -63,19 +66,39 @@ const std::vector<Verb>& verbs() {
        "bulkhead rollback --yes          without asking\n"
        "bulkhead rollback --yes --json   for programs",
        "0 taken back, or nothing to; 1 refused, or answered no; 2 failed, and what is left", bind_rollback},
+      {"reclaim", "Take devices back from virtual machines",
+       "bulkhead reclaim 0000:1b:00.0            with its companions, back to the host's own drivers\n"
+       "bulkhead reclaim 0000:1b:00.0 --dry-run  what that would do\n"
+       "bulkhead reclaim 0000:3b:00.0 --yes      a network card: its virtual functions go\n"
+       "bulkhead reclaim 0000:1b:00.0 --evict    ends the virtual machine that has it",
+       "0 the host's again, or it was; 1 refused, or answered no; 2 failed, and what was undone",
+       bind_reclaim},
       {"history", "Show what bulkhead did to this host",
        "bulkhead history         the runs, newest first\n"
        "bulkhead history 7       one run, step by step\n"
        "bulkhead history --json  everything",
        "0 shown; 2 no such run, or no readable journal", bind_history},
       {"share", "Share one GPU's time and memory between programs that know nothing of it",
-       "bulkhead share run --weight 30 --memory 20GiB -- python3 train.py   a tenant with 30 parts of the time\n"
-       "bulkhead share run --class interactive -- ./serve                   in another terminal: at once when it has work\n"
+       "bulkhead share run --weight 30 --memory 20GiB -- python3 train.py   a tenant with 30 parts of the "
+       "time\n"
+       "bulkhead share run --class interactive -- ./serve                   in another terminal: at once "
+       "when it has work\n"
        "bulkhead share list                                                 who runs, asked and received\n"
        "bulkhead share set train --weight 60                                while it runs\n"
        "bulkhead share top                                                  the same, live\n"
        "bulkhead share selftest                                             does this driver obey?",
        "0 done; 1 selftest: the driver does not obey; 2 could not; run: those of the program", bind_share},
+      {"serve", "Serve tenants and leases: HTTPS on port 443 and a Unix socket",
+       "bulkhead serve                                             as /etc/bulkhead/serve.yaml says\n"
+       "bulkhead serve --check                                     every mistake of the file, and end\n"
+       "bulkhead serve --listen 127.0.0.1:8443 --socket /tmp/b.sock -f node.yaml\n"
+       "systemctl enable --now bulkhead.socket bulkhead.service    as a service",
+       "0 ended by SIGTERM or SIGINT; 2 could not begin, or the file has mistakes", bind_serve},
+      {"dmon", "Print what GPUs and slices are doing, a line each every second",
+       "bulkhead dmon                          power, heat, activity, until stopped\n"
+       "bulkhead dmon --count 1 --gpu 0        one look at one GPU\n"
+       "bulkhead dmon --json --interval 500ms  every value with its age, a document a line",
+       "0 printed; 2 could not", bind_dmon},
       {"simulate", "Say what a placement policy would get out of a fleet",
        "bulkhead simulate --trace pods.csv --nodes-file nodes.csv                ours and its rivals\n"
        "bulkhead simulate --trace pods.csv --nodes-file nodes.csv --plot use.svg drawn\n"
