@@ -74,12 +74,31 @@ lose_power() {
   while :; do sleep 60; done
 }
 
-# ---- kill -9 at the N-th system call: killed_at CALL N COMMAND...: true when the command was killed there, false when it
-# made fewer calls of that kind and ended by itself (its exit code is in $code).
+# ---- kill -9 at the N-th system call of a process: killed_at CALL N COMMAND...: true when the command, or a process it made,
+# was killed there, false when each made fewer calls of that kind. The exit code is in $code.
 killed_at() {
   local call=$1 n=$2
   shift 2
   code=0
-  strace -f -qq -o /dev/null -e trace=$call -e inject=$call:signal=KILL:when=$n "$@" >/tmp/killed 2>&1 || code=$?
-  [ $code = 137 ]
+  strace -f -q --seccomp-bpf -o /tmp/strace -e trace=$call -e inject=$call:signal=KILL:when=$n "$@" >/tmp/killed 2>&1 || code=$?
+  grep -q 'killed by SIGKILL' /tmp/strace
+}
+# kill_everywhere "CALL..." AFTER COMMAND...: kills the command at its first, second ... call of each kind until it survives, and runs
+# AFTER each time with what happened in $where. The command must be one that can be begun again. $kills counts.
+kill_everywhere() {
+  local calls=$1 after=$2 call n
+  shift 2
+  kills=0
+  for call in $calls; do
+    n=1
+    while killed_at $call $n "$@"; do
+      where="killed at $call $n"
+      kills=$((kills + 1))
+      $after
+      n=$((n + 1))
+    done
+    where="survived $((n - 1)) of $call"
+    [ $code = 0 ] || not_ok "$where: it ends well" "exit $code" "$(cat /tmp/killed)"
+    $after
+  done
 }

@@ -60,7 +60,7 @@ class Guest:
         files = [(os.path.join(ROOT, p), f"lab/{os.path.basename(p)}") for p in self.scenario.files]
         for module in self.scenario.modules:
             files.append((modules.built(PLACE, self.kernel, module), f"lab/{module}.ko"))
-        for helper in ("lab_sensors", "lab_vfio", "lab_write", "lab_time"):  # tests/lab/programs
+        for helper in ("lab_sensors", "lab_vfio", "lab_write", "lab_time", "lab_passthrough"):  # tests/lab/programs
             programs[f"{BIN}/{helper}"] = f"usr/bin/{helper}"
         initramfs.make(PLACE, self.kernel, f"{self.folder}/initrd", self.scenario.path, programs, files)
 
@@ -125,6 +125,8 @@ class Guest:
                 time.sleep(0.005 if cut is not None else 0.03)
 
     def tail(self, name):
+        if not os.path.exists(f"{self.folder}/{name}"):
+            return "it never started"
         with open(f"{self.folder}/{name}", errors="replace") as f:
             return " / ".join(f.read().strip().splitlines()[-3:])
 

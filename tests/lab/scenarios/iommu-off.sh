@@ -16,3 +16,9 @@ says "because the command line says so" 'intel_iommu=off' "$(words iommu.kernel)
 says "with the argument to change" 'intel_iommu' "$(jq -r '.findings[] | select(.verdict == "fail") | .mends // .mend | tostring' /tmp/doctor.json)"
 hand_to_vfio $gpu
 same "the kernel itself refuses to bind it" none "$(driver_of $gpu)"
+
+# ---- in our words
+nvme=$(nvme)
+exits "giving a device away is refused before anything is written" 1 lab_passthrough give $nvme
+says "because it is in no group" 'IOMMU' "$out"
+same "the device stays with its driver" nvme "$(driver_of $nvme)"

@@ -15,3 +15,9 @@ hand_to_vfio $nvme
 same "the kernel binds all the same" vfio-pci "$(driver_of $nvme)"
 same "says that the group is viable" viable "$(lab_vfio status $(group_of $nvme))"
 same "and refuses where the device is used" "set iommu: EPERM" "$(lab_vfio open $(group_of $nvme) $nvme)"
+
+# ---- in our words
+lab_passthrough reclaim $nvme >/dev/null
+exits "our proof fails where a guest's start would" 2 lab_passthrough give $nvme
+says "with the cause" 'EPERM: .*interrupt' "$out"
+says "and a mend" '^hint: .+' "$out"
