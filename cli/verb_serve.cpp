@@ -85,7 +85,7 @@ std::function<int(const Context&)> bind_serve(CLI::App& app) {
                                config.state.string()));
     }
     // Files of a daemon are nobody else's unless they say so themselves.
-    ::umask(0027);
+    ::umask(0077);
     const control::Settings settings{.access = {.root = context.root,
                                                 .nvml_library = context.nvml_library,
                                                 .state_dir = context.state_dir,

@@ -189,6 +189,15 @@ Status run(const Config& config, const control::Settings& given) {
         log.say(Log::Level::notice, "reload certificates: read again");
       else
         log.say(Log::Level::error, fmt::format("reload {}: the old ones stay", done.error().message()));
+      if (!settings.node_file.empty())
+        control->reload({.user = "bulkhead", .role = access::Role::admin, .from = "SIGHUP"},
+                        [&log](const control::Answer<bool>& answer) {
+                          if (const auto* refusal = std::get_if<control::Refusal>(&answer))
+                            log.say(Log::Level::error,
+                                    fmt::format("reload {}: the old one stays", value(refusal->what, 2000)));
+                          else
+                            log.say(Log::Level::notice, "reload node file: read again");
+                        });
       if (!config.file.empty()) {
         const auto text = read_file(config.file, 1U << 20U);
         auto parsed = text.ok() ? parse(*text) : std::variant<Config, std::vector<Mistake>>();

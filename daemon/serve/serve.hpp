@@ -51,8 +51,8 @@ std::variant<Config, std::vector<Mistake>> parse(std::string_view yaml);
 // "127.0.0.1:8443", "[::]:443", ":8443" (every address).
 Result<std::pair<std::string, std::uint16_t>> parse_listen(std::string_view text);
 
-// Serves until SIGTERM or SIGINT (graceful). SIGHUP reads the certificates again, and of config.file what can
-// change while it runs: local, requests_per_second, streams, access_log. Takes sockets of systemd
+// Serves until SIGTERM or SIGINT (graceful). SIGHUP reads the certificates and the node file again, and of config.file what
+// can change while it runs: local, requests_per_second, streams, access_log. Takes sockets of systemd
 // (LISTEN_FDS) and tells it how it is (NOTIFY_SOCKET, WATCHDOG_USEC). An Error: it could not begin.
 Status run(const Config& config, const control::Settings& control);
 
