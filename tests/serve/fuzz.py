@@ -352,7 +352,8 @@ class Fuzzer(threading.Thread):
                 except (ValueError, RecursionError):
                     valid = False
             elif chance > 0.8:
-                body = self.duplicated(body)
+                whole, body = body, self.duplicated(body)
+                valid = valid and body == whole
             kind = "application/json"
             if rng.random() < 0.08:
                 kind = rng.choice(["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "application/json; charset=utf-16",

@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""fuzz.py against a daemon of its own on a twin; afterwards the daemon must still be right: it ends with 0, its audit
+chain is whole, and its memory has not run away.
+
+fuzz_run.py SECONDS [SEED]
+"""
+import os
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from daemon import PREFIX, Place  # noqa: E402
+
+
+def main():
+    seconds = float(sys.argv[1])
+    with Place(config="requests_per_second: 100000\nstreams: 1000\n") as place:
+        daemon = place.daemon
+        words = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "fuzz.py"), "--socket", daemon.socket, "--url", daemon.url,
+                 "--ca", daemon.certificate, "--seconds", str(seconds), "--pid", str(daemon.process.pid)]
+        if len(sys.argv) > 2:
+            words += ["--seed", sys.argv[2]]
+        if os.environ.get("FUZZ_REPORT"):
+            words += ["--report", os.environ["FUZZ_REPORT"]]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+        lines = done.stdout.rstrip("\n").split("\n")
+        print("\n".join(lines[:-1]))
+        passed, failed = map(int, re.fullmatch(r"(\d+) passed, (\d+) failed", lines[-1]).groups())
+        try:
+            whole = daemon.local().ask("GET", PREFIX + "/audit/verdict").json()["whole"]
+            with open("/proc/%d/status" % daemon.process.pid) as got:
+                megabytes = int(re.search(r"VmHWM:\s+(\d+) kB", got.read())[1]) >> 10
+            code = daemon.stop()
+            results = {"the audit chain is whole afterwards": whole, "SIGTERM ends it with 0": code == 0, "its memory stayed below 1 GiB (%d MiB)" % megabytes: megabytes < 1024}
+        except OSError as why:
+            results = {"the daemon is there afterwards: %s" % why: False}
+        for sentence, holds in results.items():
+            print(("ok - " if holds else "not ok - ") + sentence)
+            passed, failed = passed + bool(holds), failed + (not holds)
+        if failed:
+            print("# the daemon's last words:\n" + daemon.said())
+        print("%d passed, %d failed" % (passed, failed))
+        return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
