@@ -1,4 +1,4 @@
-// lab_passthrough give|reclaim|prove ADDRESS | vfs ADDRESS COUNT | keep ADDRESS COUNT | read:
+// lab_passthrough give|reclaim|prove|bind|unbind ADDRESS | vfs ADDRESS COUNT | keep ADDRESS COUNT | read:
 // core/passthrough's order over edge/vfio's hands, with nothing between them, so that both are held against
 // the kernel alone. Prints "deed: ..." for each thing done, "obstacle: ..." for each that stands in the way,
 // "error: ..." and "hint: ...". Exit: 0 done, 1 refused, 2 failed.
@@ -108,6 +108,15 @@ int main(int argc, char** argv) {
   if (!address.ok()) return fail(address.error());
   if (verb == "give") return wish({.address = *address});
   if (verb == "reclaim") return wish({.address = *address, .purpose = pt::Purpose::host});
+  // The bare change, for comparison with tools that prove nothing.
+  if (verb == "bind" || verb == "unbind") {
+    const auto done =
+        vfio::set_binding(root, *address,
+                          verb == "bind" ? pt::Binding{.driver = std::string(pt::vfio_driver),
+                                                       .driver_override = std::string(pt::vfio_driver)}
+                                         : pt::Binding{.driver = "*"});
+    return done.ok() ? 0 : fail(done.error());
+  }
   if (verb == "prove") {
     const auto proof = vfio::prove(root, *address);
     if (!proof.ok()) return fail(proof.error());
