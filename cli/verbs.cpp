@@ -12,11 +12,20 @@ std::function<int(const Context&)> bind_apply(CLI::App& app);
 std::function<int(const Context&)> bind_verify(CLI::App& app);
 std::function<int(const Context&)> bind_rollback(CLI::App& app);
 std::function<int(const Context&)> bind_reclaim(CLI::App& app);
+std::function<int(const Context&)> bind_vm(CLI::App& app);
 std::function<int(const Context&)> bind_history(CLI::App& app);
 std::function<int(const Context&)> bind_share(CLI::App& app);
 std::function<int(const Context&)> bind_dmon(CLI::App& app);
 std::function<int(const Context&)> bind_simulate(CLI::App& app);
 std::function<int(const Context&)> bind_serve(CLI::App& app);
+std::function<int(const Context&)> bind_login(CLI::App& app);
+std::function<int(const Context&)> bind_logout(CLI::App& app);
+std::function<int(const Context&)> bind_lease(CLI::App& app);
+std::function<int(const Context&)> bind_tenant(CLI::App& app);
+std::function<int(const Context&)> bind_quota(CLI::App& app);
+std::function<int(const Context&)> bind_token(CLI::App& app);
+std::function<int(const Context&)> bind_audit(CLI::App& app);
+std::function<int(const Context&)> bind_gpus(CLI::App& app);
 std::function<int(const Context&)> bind_twin(CLI::App& app);
 
 const std::vector<Verb>& verbs() {
@@ -73,6 +82,10 @@ const std::vector<Verb>& verbs() {
        "bulkhead reclaim 0000:1b:00.0 --evict    ends the virtual machine that has it",
        "0 the host's again, or it was; 1 refused, or answered no; 2 failed, and what was undone",
        bind_reclaim},
+      {"vm", "Describe virtual machines that have the devices",
+       "bulkhead vm xml 0000:1b:00.0 > guest.xml   a libvirt domain, pinned to the device's NUMA node\n"
+       "bulkhead vm xml 0000:1b:00.0 --hostdev     the <hostdev> elements alone",
+       "0 printed; 2 a device is not with vfio-pci, or could not look", bind_vm},
       {"history", "Show what bulkhead did to this host",
        "bulkhead history         the runs, newest first\n"
        "bulkhead history 7       one run, step by step\n"
@@ -99,6 +112,42 @@ const std::vector<Verb>& verbs() {
        "bulkhead dmon --count 1 --gpu 0        one look at one GPU\n"
        "bulkhead dmon --json --interval 500ms  every value with its age, a document a line",
        "0 printed; 2 could not", bind_dmon},
+      {"login", "Remember a server and a token for it",
+       "bulkhead login https://gpu7.example                  shows its fingerprint, asks for the token\n"
+       "bulkhead login https://gpu7:8443 --fingerprint SHA256 --token-file FILE   for scripts\n"
+       "bulkhead login https://gpu7.example --ca ca.pem --token-file -            token from standard input",
+       "0 kept; 1 your own no; 2 not reached, not trusted, or the token is not good", bind_login},
+      {"logout", "Forget what login kept", "bulkhead logout   the token stays good until it is revoked",
+       "0 forgotten, or there was none; 2 could not", bind_logout},
+      {"lease", "Ask for slices, run in them, give them back",
+       "bulkhead lease create --class mig --profile 3g.40gb --ttl 1h --wait   a slice for an hour\n"
+       "bulkhead lease list                                                   yours\n"
+       "bulkhead lease show 7                                                 devices, environment, promises\n"
+       "bulkhead lease run 7 -- python3 train.py                              in it, renewed meanwhile\n"
+       "bulkhead lease release 7                                              give it back",
+       "0 done (create --wait: active); 1 refused, or it failed, or you stopped waiting; 2 could not; run: those of the "
+       "program",
+       bind_lease},
+      {"tenant", "Whom the host serves",
+       "bulkhead tenant list\n"
+       "bulkhead tenant put vision --weight 200 leases=8 gpus=2   made, or changed\n"
+       "bulkhead tenant end vision",
+       "0 done; 2 could not, or may not", bind_tenant},
+      {"quota", "What a tenant may hold at most",
+       "bulkhead quota show                               your own\n"
+       "bulkhead quota set vision leases=8 memory=320GiB  what is not said stays",
+       "0 done; 2 could not, or may not", bind_quota},
+      {"token", "Who may speak to the daemon, as whom",
+       "bulkhead token create --user alice --role tenant --tenant vision --ttl 30d\n"
+       "bulkhead token list\n"
+       "bulkhead token revoke 0123456789abcdef",
+       "0 done; 2 could not, or may not", bind_token},
+      {"audit", "What was decided and changed, and whether the log is whole",
+       "bulkhead audit list\n"
+       "bulkhead audit verify --state /var/lib/bulkhead   the daemon need not run",
+       "0 shown, or whole; 1 the chain is broken, and where; 2 could not look", bind_audit},
+      {"gpus", "The daemon's pools: which GPU serves what, and who has it", "bulkhead gpus\nbulkhead gpus --json",
+       "0 shown; 2 could not", bind_gpus},
       {"simulate", "Say what a placement policy would get out of a fleet",
        "bulkhead simulate --trace pods.csv --nodes-file nodes.csv                ours and its rivals\n"
        "bulkhead simulate --trace pods.csv --nodes-file nodes.csv --plot use.svg drawn\n"

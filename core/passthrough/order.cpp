@@ -118,6 +118,10 @@ class Maker {
     for (const auto& wanted : wishes_.devices) {
       if (wanted.purpose != Purpose::virtual_machine) continue;
       if (!wanted.vfs && wanted.address == address) return true;
+      // The other functions of a wanted device go with it.
+      const Function* other = tree_.find(address);
+      if (!wanted.vfs && same_slot(wanted.address, address) && other != nullptr && !other->physical)
+        return true;
       const Function* function = tree_.find(wanted.address);
       if (wanted.vfs && function != nullptr) {
         const auto& all = function->virtual_functions;

@@ -13,6 +13,7 @@
 
 #include "base/ids.hpp"
 #include "base/result.hpp"
+#include "base/units.hpp"
 #include "core/inventory/inventory.hpp"
 
 namespace bulkhead::passthrough {
@@ -35,12 +36,18 @@ struct Function {
   unsigned vfs_now = 0;
   bool autoprobe = true;                           // the host's drivers take new virtual functions at once
   std::vector<PciAddress> virtual_functions = {};  // by their number
+  std::optional<unsigned> numa_node = {};          // missing: the firmware names none
+  std::string local_cpus = {};                     // list format: those near it
   bool boot_vga = false;                           // the display that the firmware started on
   std::vector<unsigned> bars_without_room = {};    // BARs the kernel found no address for
   std::vector<std::string> uses = {};   // what the host itself does with it: "mounted on /", "swap"
   std::vector<std::string> nodes = {};  // device files: who has one open uses it
   std::vector<inventory::Holder> holders = {};
-  bool is_bridge() const { return class_code >> 16U == 0x06; }
+  // Of PCI buses and the host; an NVSwitch (0680) is a device.
+  bool is_bridge() const {
+    const auto kind = class_code >> 8U;
+    return kind == 0x0600 || kind == 0x0604 || kind == 0x0609;
+  }
   bool with_vfio() const { return driver.starts_with("vfio"); }
 };
 
@@ -212,6 +219,21 @@ const Cause* cause_of(File file, int err);
 std::string errno_name(int err);  // "EBUSY"
 // "0000:01:00.0: unbind: EBUSY: cause", with the mend as its hint. An errno the table lacks keeps its name.
 Error refused(File file, int err, std::string_view what);
+// ---- libvirt
+struct Machine {
+  std::string name = {};
+  Bytes memory = {};
+  unsigned vcpus = 1;
+  std::string cpus = {};              // list format: those near the device; empty: not pinned
+  std::optional<unsigned> node = {};  // NUMA node of the device; missing: unknown, so memory is not bound
+  bool hugepages = true;
+  std::vector<PciAddress> devices = {};
+};
+// A domain that libvirt defines; `managed='no'`.
+std::string domain_xml(const Machine& machine);
+// One <hostdev>, to put into a domain that is there already.
+std::string host_device_xml(const PciAddress& address, std::string_view indent);
+
 // The table as Markdown, for docs/design/passthrough.md.
 std::string causes_as_markdown();
 

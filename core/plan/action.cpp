@@ -71,6 +71,22 @@ Json json_of(const mig::Placement& place) { return Json{{"start", place.start}, 
 Json json_of(const std::optional<spec::ClockLock>& lock) {
   return lock ? Json{{"low_mhz", lock->low.count}, {"high_mhz", lock->high.count}} : Json(nullptr);
 }
+void put_target(Json& out, const passthrough::Target& target) {
+  out["function"] = target.function.str();
+  out["vf"] = target.vf ? Json(*target.vf) : Json(nullptr);
+}
+std::string driver_step(const SetDriver& a) {
+  const auto name = [](const std::string& driver) {
+    return driver.empty() ? "no driver" : driver == "*" ? "the host's own driver" : printable(driver, 40);
+  };
+  const std::string where = passthrough::str(a.target);
+  if (a.before.driver == a.after.driver) {
+    return a.after.driver_override.empty()
+               ? fmt::format("{}: {} is not held to it any more", where, name(a.after.driver))
+               : fmt::format("{}: hold it to {}", where, printable(a.after.driver_override, 40));
+  }
+  return fmt::format("{}: {} (was {})", where, name(a.after.driver), name(a.before.driver));
+}
 Json json_of(const std::optional<std::string>& text) { return text ? Json(*text) : Json(nullptr); }
 
 // ---- reading back, with every field checked: a journal is a file that somebody may have touched
@@ -112,6 +128,20 @@ class Fields {
     out = std::move(value);
   }
   void read(const char* key, Uuid& out) { read(key, out.text); }
+  void read(const char* key, PciAddress& out) {
+    std::string text;
+    read(key, text);
+    if (const auto address = PciAddress::parse(text); address.ok()) {
+      out = *address;
+    } else {
+      wrong(key, "a PCI address");
+    }
+  }
+  // The name ends up in a file of the kernel, which ends at a line's end.
+  void read_driver(const char* key, std::string& out) {
+    read(key, out);
+    if (out.size() > 64 || out.find_first_of("/\n\r ") != std::string::npos) wrong(key, "a driver's name");
+  }
   void read(const char* key, mig::Placement& out) {
     if (const Json* value = get(key, &Json::is_object, "a placement")) {
       Fields inner(*value);
@@ -270,6 +300,49 @@ Action parse_fields(const SetFile&, Fields& f) {
   f.read("then_undo", a.then_undo);
   return a;
 }
+Action parse_fields(const LoadModules&, Fields& f) {
+  LoadModules a;
+  f.read("modules", a.modules);
+  f.read("before", a.before);
+  f.read("after", a.after);
+  return a;
+}
+Action parse_fields(const SetVirtualFunctions&, Fields& f) {
+  SetVirtualFunctions a;
+  f.read("physical", a.physical);
+  f.read("before", a.before);
+  f.read("after", a.after);
+  f.read("autoprobe_before", a.autoprobe_before);
+  f.read("autoprobe_after", a.autoprobe_after);
+  return a;
+}
+Action parse_fields(const SetDriver&, Fields& f) {
+  SetDriver a;
+  f.read("function", a.target.function);
+  f.read("vf", a.target.vf);
+  f.read_driver("driver_before", a.before.driver);
+  f.read_driver("override_before", a.before.driver_override);
+  f.read_driver("driver_after", a.after.driver);
+  f.read_driver("override_after", a.after.driver_override);
+  return a;
+}
+Action parse_fields(const SetPermission&, Fields& f) {
+  SetPermission a;
+  f.read("function", a.target.function);
+  f.read("vf", a.target.vf);
+  f.read("owner_before", a.before.owner);
+  f.read("mode_before", a.before.mode);
+  f.read("owner_after", a.after.owner);
+  f.read("mode_after", a.after.mode);
+  return a;
+}
+Action parse_fields(const Prove&, Fields& f) {
+  Prove a;
+  f.read("function", a.target.function);
+  f.read("vf", a.target.vf);
+  f.read("forget", a.forget);
+  return a;
+}
 
 template <std::size_t I = 0>
 std::optional<Action> parse_kind(std::string_view kind, Fields& fields) {
@@ -286,8 +359,9 @@ std::optional<Action> parse_kind(std::string_view kind, Fields& fields) {
 
 std::string_view kind_of(const Action& action) {
   static constexpr std::array<std::string_view, std::variant_size_v<Action>> names = {
-      "set-persistence", "set-mig-mode", "destroy-instance", "create-instance", "create-compute",
-      "set-power-limit", "lock-clocks",  "set-governor",     "set-unit",        "set-file"};
+      "set-persistence", "set-mig-mode",          "destroy-instance", "create-instance", "create-compute",
+      "set-power-limit", "lock-clocks",           "set-governor",     "set-unit",        "set-file",
+      "load-modules",    "set-virtual-functions", "set-driver",       "set-permission",  "prove"};
   return names[action.index()];
 }
 
@@ -339,6 +413,27 @@ Action undo_of(const Action& action) {
                  [](SetFile a) -> Action {
                    std::swap(a.before, a.after);
                    std::swap(a.then, a.then_undo);
+                   return a;
+                 },
+                 [](LoadModules a) -> Action {
+                   std::swap(a.before, a.after);
+                   return a;
+                 },
+                 [](SetVirtualFunctions a) -> Action {
+                   std::swap(a.before, a.after);
+                   std::swap(a.autoprobe_before, a.autoprobe_after);
+                   return a;
+                 },
+                 [](SetDriver a) -> Action {
+                   std::swap(a.before, a.after);
+                   return a;
+                 },
+                 [](SetPermission a) -> Action {
+                   std::swap(a.before, a.after);
+                   return a;
+                 },
+                 [](Prove a) -> Action {
+                   a.forget = !a.forget;
                    return a;
                  }},
       action);
@@ -397,6 +492,25 @@ std::string describe(const Action& action, const inventory::Host* host) {
                                            printable(a.path, 200));
             if (!a.then.empty()) text += fmt::format(", then {}", printable(join(a.then, " "), 300));
             return text;
+          },
+          [](const LoadModules& a) {
+            return fmt::format("host: {} {}", a.after ? "load" : "unload",
+                               printable(join(a.modules, " "), 200));
+          },
+          [](const SetVirtualFunctions& a) {
+            return fmt::format("{}: {} virtual function{} (was {}), {}", a.physical.str(), a.after,
+                               a.after == 1 ? "" : "s", a.before,
+                               a.autoprobe_after ? "for the host's drivers" : "without a driver");
+          },
+          [](const SetDriver& a) { return driver_step(a); },
+          [](const SetPermission& a) {
+            return fmt::format("{}: device file for {} with mode {:04o}", passthrough::str(a.target),
+                               printable(a.after.owner, 64), a.after.mode);
+          },
+          [](const Prove& a) {
+            return a.forget
+                       ? fmt::format("{}: no longer counts as proved", passthrough::str(a.target))
+                       : fmt::format("{}: prove it: open, map a page, reset", passthrough::str(a.target));
           }},
       action);
 }
@@ -456,6 +570,34 @@ Json to_json(const Action& action) {
                             {"after", json_of(a.after)},
                             {"then", a.then},
                             {"then_undo", a.then_undo}});
+          },
+          [&](const LoadModules& a) {
+            out.update(Json{{"modules", a.modules}, {"before", a.before}, {"after", a.after}});
+          },
+          [&](const SetVirtualFunctions& a) {
+            out.update(Json{{"physical", a.physical.str()},
+                            {"before", a.before},
+                            {"after", a.after},
+                            {"autoprobe_before", a.autoprobe_before},
+                            {"autoprobe_after", a.autoprobe_after}});
+          },
+          [&](const SetDriver& a) {
+            put_target(out, a.target);
+            out.update(Json{{"driver_before", a.before.driver},
+                            {"override_before", a.before.driver_override},
+                            {"driver_after", a.after.driver},
+                            {"override_after", a.after.driver_override}});
+          },
+          [&](const SetPermission& a) {
+            put_target(out, a.target);
+            out.update(Json{{"owner_before", a.before.owner},
+                            {"mode_before", a.before.mode},
+                            {"owner_after", a.after.owner},
+                            {"mode_after", a.after.mode}});
+          },
+          [&](const Prove& a) {
+            put_target(out, a.target);
+            out["forget"] = a.forget;
           }},
       action);
   return out;

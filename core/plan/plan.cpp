@@ -20,6 +20,7 @@ using inventory::Host;
 constexpr std::string_view header = "# Written by bulkhead from the node file; the next apply replaces it.\n";
 constexpr std::string_view grub_path = "/etc/default/grub.d/bulkhead.cfg";
 constexpr std::string_view grubby_path = "/etc/bulkhead/kernel-args";
+constexpr std::string_view udev_path = "/etc/udev/rules.d/10-bulkhead-vfio.rules";
 
 // How a distribution keeps kernel arguments and its initramfs.
 enum class Family { debian, redhat, unknown };
@@ -120,13 +121,7 @@ class Maker {
       note(fmt::format("gpu {}: under MIG {} no NVLink and no peer-to-peer", format_ranges(without_nvlink_),
                        without_nvlink_.size() == 1 ? "it has" : "they have"));
     }
-    if (!for_machines_.empty()) {
-      note(fmt::format(
-          "gpu {}: for passthrough {} only out of MIG mode; binding {} to vfio-pci is not done "
-          "by bulkhead yet",
-          format_ranges(for_machines_), for_machines_.size() == 1 ? "it is kept" : "they are kept",
-          for_machines_.size() == 1 ? "it" : "them"));
-    }
+    devices(rules);
     if (!refusal_.reasons.empty()) return std::move(refusal_);
     return std::move(plan_);
   }
@@ -178,6 +173,164 @@ class Maker {
     return rules;
   }
 
+  // ---- devices for virtual machines
+  void devices(const std::map<unsigned, const spec::GpuRule*>& rules) {
+    passthrough::Wishes wishes{.permission = {},
+                               .proved = remembered_.proved,
+                               .originals = remembered_.originals,
+                               .evict = options_.evict};
+    std::set<PciAddress> of_gpus;
+    for (const auto& gpu : host_.gpus) {
+      const auto at = rules.find(gpu.index);
+      if (at == rules.end() || at->second->mode != spec::Mode::passthrough) continue;
+      of_gpus.insert(gpu.pci.address);
+      wishes.devices.push_back(
+          {gpu.pci.address, passthrough::Purpose::virtual_machine, {}, fmt::format("gpu {}", gpu.index)});
+    }
+    for (const auto& lost : host_.lost) {
+      const bool wanted = std::any_of(node_.gpus.begin(), node_.gpus.end(), [&](const spec::GpuRule& rule) {
+        return rule.mode == spec::Mode::passthrough && selects_lost(rule.select, lost.pci);
+      });
+      if (wanted && of_gpus.insert(lost.pci.address).second)
+        wishes.devices.push_back({lost.pci.address, passthrough::Purpose::virtual_machine, {}, "GPU"});
+    }
+    for (const auto& rule : node_.devices) {
+      for (const auto& address : rule.pci) {
+        if (of_gpus.contains(address)) {
+          refuse(address.str(), "is under gpus with mode: passthrough, and under devices",
+                 "keep one of the two");
+          continue;
+        }
+        const auto purpose = rule.purpose == spec::DevicePurpose::passthrough
+                                 ? passthrough::Purpose::virtual_machine
+                             : rule.purpose == spec::DevicePurpose::host ? passthrough::Purpose::host
+                                                                         : passthrough::Purpose::leave;
+        wishes.devices.push_back({address, purpose, rule.vfs, {}});
+      }
+    }
+    if (wishes.devices.empty()) return;
+    if (!remembered_.tree) {
+      std::vector<std::string> names;
+      for (const auto& wanted : wishes.devices)
+        names.push_back(wanted.label.empty() || wanted.label == "GPU" ? wanted.address.str() : wanted.label);
+      note(fmt::format(
+          "{}: for passthrough; drivers are changed only where bulkhead looks at this machine itself, "
+          "not at a tree below another root",
+          join(names, ", ")));
+      return;
+    }
+    if (node_.host.vfio)
+      wishes.permission = passthrough::Permission{node_.host.vfio->owner, node_.host.vfio->mode};
+    passthrough::Tree tree = *remembered_.tree;
+    for (const auto& gpu : host_.gpus) {  // what the driver says of its processes, beside the open files
+      if (!of_gpus.contains(gpu.pci.address)) continue;
+      for (auto& function : tree.functions) {
+        if (function.address != gpu.pci.address) continue;
+        for (auto& holder : all_holders(gpu)) {
+          const bool known = std::any_of(function.holders.begin(), function.holders.end(),
+                                         [&](const Holder& h) { return h.pid == holder.pid; });
+          if (!known) function.holders.push_back(std::move(holder));
+        }
+      }
+    }
+    auto answer = passthrough::order(tree, wishes);
+    if (auto* obstacles = std::get_if<std::vector<passthrough::Obstacle>>(&answer)) {
+      for (auto& one : *obstacles)
+        refuse(std::move(one.subject), std::move(one.why), std::move(one.way_out), std::move(one.holders));
+      return;
+    }
+    auto& order = std::get<passthrough::Order>(answer);
+    for (auto& text : order.notes) note(std::move(text));
+    // The driver of the host lets go of a GPU only when nothing holds it: persistence mode does.
+    for (const auto& gpu : host_.gpus) {
+      if (of_gpus.contains(gpu.pci.address) && gpu.persistence && *gpu.persistence)
+        step(SetPersistence{gpu.uuid, true, false},
+             "with persistence mode on its driver would not let it go");
+    }
+    udev_rule(wishes, tree);
+    for (auto& one : order.deeds) {
+      Action action = std::visit([](auto& deed) -> Action { return std::move(deed); }, one.deed);
+      auto& made = step(std::move(action), std::move(one.why));
+      add_losses(made, one.evicts, "its device");
+    }
+  }
+
+  // Which device files are whose, and which functions VFIO gets before a driver of the host can, at each
+  // boot. Lines of devices that the node file does not name stay.
+  void udev_rule(const passthrough::Wishes& wishes, const passthrough::Tree& tree) {
+    const auto before = content_of(std::string(udev_path));
+    if (before && !before->starts_with(header)) {
+      refuse("host", fmt::format("{} exists and was not written by bulkhead", udev_path),
+             "give the file another name");
+      return;
+    }
+    const bool permits = wishes.permission && *wishes.permission != passthrough::Permission{};
+    std::vector<std::string> permission_lines, device_lines, wanted_lines;
+    std::vector<PciAddress> named;
+    for (const auto& wanted : wishes.devices) {
+      const auto* function = tree.find(wanted.address);
+      if (function == nullptr || wanted.vfs.value_or(0) > 0) continue;
+      const auto members = function->group ? tree.members(*function->group) : std::vector{function};
+      for (const auto* member : members) {
+        const auto& a = member->address;
+        const auto& b = wanted.address;
+        if (member->is_bridge() || a.domain != b.domain || a.bus != b.bus || a.device != b.device) continue;
+        named.push_back(a);
+        if (wanted.purpose == passthrough::Purpose::virtual_machine) wanted_lines.push_back(boot_line(a));
+      }
+    }
+    for (const auto line : split_lines(before ? std::string_view(*before) : std::string_view())) {
+      if (line.starts_with('#') || line.empty()) continue;
+      const bool of_device = line.starts_with("ACTION==");
+      const bool replaced =
+          std::any_of(named.begin(), named.end(), [&](const PciAddress& a) { return line == boot_line(a); });
+      if (of_device && !replaced) device_lines.emplace_back(line);
+      if (!of_device && !wishes.permission) permission_lines.emplace_back(line);
+    }
+    if (permits) {
+      for (const auto* subsystem : {"vfio", "vfio-dev"}) {
+        permission_lines.push_back(
+            fmt::format("SUBSYSTEM==\"{}\", KERNEL!=\"vfio\", OWNER=\"{}\", MODE=\"{:04o}\"", subsystem,
+                        wishes.permission->owner, wishes.permission->mode));
+      }
+    }
+    device_lines.insert(device_lines.end(), wanted_lines.begin(), wanted_lines.end());
+    std::sort(device_lines.begin(), device_lines.end());
+    device_lines.erase(std::unique(device_lines.begin(), device_lines.end()), device_lines.end());
+    std::string text(header);
+    for (const auto* lines : {&permission_lines, &device_lines}) {
+      for (const auto& line : *lines) text += line + "\n";
+    }
+    const bool any = !permission_lines.empty() || !device_lines.empty();
+    const auto after = any ? std::optional(text) : std::nullopt;
+    if (before == after) return;
+    step(
+        SetFile{std::string(udev_path), before, after, {}, {}},
+        after ? "bindings and permissions would be gone at the next boot" : "nothing is given away any more");
+  }
+  static std::string boot_line(const PciAddress& address) {
+    return fmt::format(
+        "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{}\", ATTR{{driver_override}}=\"{}\", "
+        "RUN{{builtin}}+=\"kmod load vfio-pci\"",
+        address.str(), passthrough::vfio_driver);
+  }
+
+  static bool selects_lost(const spec::Select& select, const inventory::PciDevice& pci) {
+    if (!select.index.empty() || !select.uuid.empty() || !select.model.empty()) return false;
+    if (select.pci.empty() && select.pci_id.empty()) return false;
+    return none_or(select.pci, [&](const PciAddress& a) { return a == pci.address; }) &&
+           none_or(select.pci_id,
+                   [&](const spec::PciId& id) { return id.vendor == pci.vendor && id.device == pci.device; });
+  }
+
+  std::size_t absent_uuids(const spec::GpuRule& rule) const {
+    return static_cast<std::size_t>(
+        std::count_if(rule.select.uuid.begin(), rule.select.uuid.end(), [&](const Uuid& uuid) {
+          return std::none_of(host_.gpus.begin(), host_.gpus.end(),
+                              [&](const Gpu& g) { return g.uuid == uuid; });
+        }));
+  }
+
   // GPUs that a rule names and the host does not show.
   void missing(const spec::GpuRule& rule) {
     const std::size_t before = refusal_.reasons.size();
@@ -192,6 +345,21 @@ class Maker {
     std::vector<unsigned> absent;
     for (const auto index : rule.select.index) {
       if (std::find(indices.begin(), indices.end(), index) == indices.end()) absent.push_back(index);
+    }
+    // A GPU that was given away has no index and no UUID any more.
+    const auto given_away = static_cast<std::size_t>(
+        rule.mode != spec::Mode::passthrough
+            ? 0
+            : std::count_if(host_.lost.begin(), host_.lost.end(), [](const inventory::LostGpu& gone) {
+                return gone.pci.driver && gone.pci.driver->starts_with("vfio");
+              }));
+    const std::size_t named_by_driver = absent.size() + absent_uuids(rule);
+    if (named_by_driver > 0 && named_by_driver <= given_away) {
+      note(fmt::format(
+          "{} names GPUs by index or UUID, which those with vfio-pci no longer have; pci: names them "
+          "for good",
+          subject));
+      return;
     }
     if (!absent.empty()) {
       refuse(subject,
@@ -219,6 +387,8 @@ class Maker {
           at->pci.driver->starts_with("vfio")) {
         note(fmt::format("GPU at {} is with {} already", address.str(), printable(*at->pci.driver, 40)));
         found = true;
+      } else if (at != host_.lost.end() && rule.mode == spec::Mode::passthrough) {
+        found = true;  // nothing of it is asked of the host's driver
       } else if (at != host_.lost.end()) {
         refuse(subject,
                fmt::format("names {}, which is on the PCI bus but not in NVML: {}", address.str(),
@@ -412,7 +582,6 @@ class Maker {
   void gpu_steps(const Gpu& gpu, const spec::GpuRule& rule) {
     if (rule.persistence) persistence(gpu, *rule.persistence);
     mig(gpu, rule);
-    if (rule.mode == spec::Mode::passthrough) for_machines_.push_back(gpu.index);
     if (rule.power_limit) power(gpu, *rule.power_limit);
     clocks(gpu, rule.clocks);
   }
@@ -730,7 +899,6 @@ class Maker {
   const Options& options_;
   Plan plan_ = {};
   Refusal refusal_ = {};
-  std::vector<unsigned> for_machines_ = {};
   std::vector<unsigned> without_nvlink_ = {};  // GPUs that this plan takes it from
 };
 
@@ -787,8 +955,15 @@ bool selects(const spec::Select& select, const Gpu& gpu) {
          });
 }
 
+bool needs_tree(const spec::NodeFile& node) {
+  return !node.devices.empty() ||
+         std::any_of(node.gpus.begin(), node.gpus.end(),
+                     [](const spec::GpuRule& rule) { return rule.mode == spec::Mode::passthrough; });
+}
+
 std::vector<std::string> files_of_interest(const spec::NodeFile& node, const inventory::Host& host) {
   std::vector<std::string> paths;
+  if (needs_tree(node)) paths.emplace_back(udev_path);
   if (!node.host.kernel_args.empty()) {
     const Family family = family_of(host);
     if (family == Family::debian) paths.emplace_back(grub_path);

@@ -15,6 +15,7 @@
 #include "base/units.hpp"
 #include "core/inventory/inventory.hpp"
 #include "core/mig/mig.hpp"
+#include "core/passthrough/passthrough.hpp"
 #include "core/spec/spec.hpp"
 
 namespace bulkhead::plan {
@@ -76,8 +77,16 @@ struct SetFile {          // a whole file of ours: kernel arguments drop-in, mod
   std::vector<std::string> then_undo = {};  // what the undo runs afterwards; undo_of swaps the two
 };
 
+// Of PCI devices; core/passthrough decides on them.
+using passthrough::LoadModules;
+using passthrough::Prove;
+using passthrough::SetDriver;
+using passthrough::SetPermission;
+using passthrough::SetVirtualFunctions;
+
 using Action = std::variant<SetPersistence, SetMigMode, DestroyInstance, CreateInstance, CreateCompute,
-                            SetPowerLimit, LockClocks, SetGovernor, SetUnit, SetFile>;
+                            SetPowerLimit, LockClocks, SetGovernor, SetUnit, SetFile, LoadModules,
+                            SetVirtualFunctions, SetDriver, SetPermission, Prove>;
 
 // "set-mig-mode": the stable name of a step kind in JSON, the journal and docs.
 std::string_view kind_of(const Action& action);
@@ -132,6 +141,10 @@ struct Remembered {
     std::optional<std::string> content = {};  // read now, not remembered; nullopt: absent
   };
   std::vector<File> files = {};  // the files the node file may touch, as they are
+  // The bus, read now, where the node file has a part for it and the tree below the root is this machine's.
+  std::optional<passthrough::Tree> tree = {};
+  std::vector<passthrough::Target> proved = {};       // this boot, and bound ever since
+  std::vector<passthrough::Original> originals = {};  // what functions had before they were given away
 };
 
 struct Options {
@@ -156,6 +169,9 @@ std::vector<PoolOf> pools(const spec::NodeFile& node, const inventory::Host& hos
 
 // Whether a rule is for this GPU.
 bool selects(const spec::Select& select, const inventory::Gpu& gpu);
+
+// Whether `make` wants Remembered::tree.
+bool needs_tree(const spec::NodeFile& node);
 
 // The files whose content `make` wants to see in Remembered.
 std::vector<std::string> files_of_interest(const spec::NodeFile& node, const inventory::Host& host);

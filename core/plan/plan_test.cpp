@@ -367,9 +367,10 @@ TEST(Plan, OfPassthroughTurnsMigOffAndSaysWhatItDoesNotDo) {
   const auto node = node_of("  - select: {all: true}\n    mode: passthrough\n");
   const auto plan = planned(node, host);
   EXPECT_EQ(lines(plan, host), (Lines{"gpu 0: destroy 3g.40gb at 0-3", "gpu 0: MIG mode off"}));
-  EXPECT_TRUE(noted(plan,
-                    "gpu 0-1: for passthrough they are kept only out of MIG mode; binding them to vfio-pci "
-                    "is not done by bulkhead yet"));
+  EXPECT_TRUE(
+      noted(plan,
+            "gpu 0, gpu 1: for passthrough; drivers are changed only where bulkhead looks at this machine "
+            "itself, not at a tree below another root"));
   // One that is with vfio already is what the rule wants, though NVML does not see it.
   host = host_of({});
   host.lost = {{{{0, 0x99, 0, 0}}, "bound to vfio-pci: set apart for virtual machines"}};
@@ -732,7 +733,12 @@ std::vector<Action> one_of_each() {
           LockClocks{gpu, std::nullopt, spec::ClockLock{Megahertz(1), Megahertz(2)}},
           SetGovernor{"powersave", "performance"},
           SetUnit{"a.service", false, true, true, true, 5555},
-          SetFile{"/etc/a", std::nullopt, "x\n", {"update-grub"}, {"undo"}}};
+          SetFile{"/etc/a", std::nullopt, "x\n", {"update-grub"}, {"undo"}},
+          LoadModules{{"vfio_pci"}, false, true},
+          SetVirtualFunctions{{0, 1, 0, 0}, 0, 4, true, false},
+          SetDriver{{{0, 1, 0, 0}, 2}, {"nvme", ""}, {"vfio-pci", "vfio-pci"}},
+          SetPermission{{{0, 1, 0, 0}, {}}, {}, {"libvirt-qemu", 0660}},
+          Prove{{{0, 1, 0, 0}, {}}, false}};
 }
 
 TEST(Action, SurvivesJsonAndItsUndoIsItsOpposite) {

@@ -79,6 +79,22 @@ Json schema() {
       {Json{{"if", {{"properties", {{"mode", {{"const", "passthrough"}}}}}}},
             {"then", {{"allOf", {absent("power_limit_w"), absent("clocks"), absent("persistence")}}}}}});
 
+  Json device = object(
+      {{"pci", described(one_or_more(pattern("^([0-9A-Fa-f]+:)?[0-9A-Fa-f]+:[0-9A-Fa-f]+\\.[0-7]$")),
+                         "PCI address, 0000:1b:00.0")},
+       {"mode", described(Json{{"enum", {"passthrough", "host"}}},
+                          "passthrough: with its whole IOMMU group for a virtual machine; with sriov, its "
+                          "virtual functions are. host: back to its own driver")},
+       {"sriov", object({{"vfs", described(whole(0, 65535), "how many virtual functions")}}, {"vfs"})}},
+      {"pci"});
+  device["anyOf"] =
+      Json::array({Json{{"required", Json::array({"mode"})}}, Json{{"required", Json::array({"sriov"})}}});
+  const Json vfio =
+      object({{"owner", described(pattern("^[A-Za-z0-9_.][A-Za-z0-9_.-]*$"),
+                                  "user that may open VFIO's device files")},
+              {"mode", described(Json{{"anyOf", Json::array({pattern("^0?6[0246]0$"),
+                                                             Json{{"enum", {600, 620, 640, 660}}}})}},
+                                 "octal: \"0600\" or \"0660\"")}});
   Json unit_rule = object(
       {{"name", unit}, {"enabled", {{"type", "boolean"}}}, {"active", {{"type", "boolean"}}}}, {"name"});
   Json modprobe = object(
@@ -93,13 +109,15 @@ Json schema() {
        {"fabric_manager",
         object({{"unit", unit}, {"port", described(whole(1, 65535), "TCP port that must answer")}})},
        {"units", list(either(unit, std::move(unit_rule)))},
-       {"modprobe", list(std::move(modprobe))}});
+       {"modprobe", list(std::move(modprobe))},
+       {"vfio", vfio}});
 
   Json out{{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", "bulkhead node file"}};
   out.update(object({{"apiVersion", {{"const", "bulkhead/v1"}}},
                      {"kind", {{"const", "Node"}}},
                      {"metadata", object({{"name", pattern("^[A-Za-z0-9_.+-]{1,128}$")}})},
                      {"gpus", list(std::move(rule))},
+                     {"devices", list(std::move(device))},
                      {"host", std::move(host)}},
                     {"apiVersion", "kind"}));
   return out;

@@ -62,7 +62,7 @@ class NodeReader : public Reader {
         }
       }
     }
-    const auto top = fields(root, "", {"apiVersion", "kind", "metadata", "gpus", "host"});
+    const auto top = fields(root, "", {"apiVersion", "kind", "metadata", "gpus", "devices", "host"});
     constant(required(top, "apiVersion", root, ""), "apiVersion", "bulkhead/v1");
     constant(required(top, "kind", root, ""), "kind", "Node");
     if (const auto at = top.find("metadata"); at != top.end()) {
@@ -81,6 +81,12 @@ class NodeReader : public Reader {
     if (const auto at = top.find("gpus"); at != top.end()) {
       const auto& rules = items(*at->second, "gpus", list_limit);
       for (std::size_t i = 0; i < rules.size(); ++i) out.gpus.push_back(rule(rules[i], at_item("gpus", i)));
+    }
+    if (const auto at = top.find("devices"); at != top.end()) {
+      const auto& rules = items(*at->second, "devices", list_limit);
+      std::set<PciAddress> named;
+      for (std::size_t i = 0; i < rules.size(); ++i)
+        out.devices.push_back(device(rules[i], at_item("devices", i), named));
     }
     if (const auto at = top.find("host"); at != top.end()) out.host = host(*at->second);
     return out;
@@ -135,6 +141,84 @@ class NodeReader : public Reader {
       out.clocks = clocks(*at->second, at_key(path, "clocks"));
     if (const auto at = keys.find("persistence"); at != keys.end())
       out.persistence = boolean(*at->second, at_key(path, "persistence"));
+    return out;
+  }
+
+  DeviceRule device(const Node& node, const std::string& path, std::set<PciAddress>& named) {
+    DeviceRule out;
+    out.line = node.line;
+    const auto keys = fields(node, path, {"pci", "mode", "sriov"});
+    static_cast<void>(required(keys, "pci", node, path));
+    each(keys, "pci", path, [&](const Node& item, const std::string& where) {
+      const auto address = PciAddress::parse(item.text);
+      if (item.kind != Node::Kind::scalar || !address.ok()) {
+        mistake(item, where, fmt::format("{} is not a PCI address", in_quotes(item.text)),
+                "write it like 0000:1b:00.0");
+      } else if (!named.insert(*address).second) {
+        mistake(item, where, fmt::format("{} is named twice", address->str()), "keep one of the two");
+      } else {
+        out.pci.push_back(*address);
+      }
+    });
+    const auto mode_at = keys.find("mode");
+    if (mode_at != keys.end()) {
+      const std::string where = at_key(path, "mode");
+      if (const auto word = text(*mode_at->second, where)) {
+        if (*word == "passthrough") {
+          out.purpose = DevicePurpose::passthrough;
+        } else if (*word == "host") {
+          out.purpose = DevicePurpose::host;
+        } else {
+          std::string suggestion = meant(*word, {"passthrough", "host"});
+          if (*word == "vfio" || *word == "vfio-pci") suggestion = "write mode: passthrough";
+          if (suggestion.empty()) suggestion = "a device is for passthrough, or for the host";
+          mistake(*mode_at->second, where, fmt::format("{} is not a mode of a device", in_quotes(*word)),
+                  suggestion);
+        }
+      }
+    }
+    if (const auto at = keys.find("sriov"); at != keys.end()) {
+      const std::string where = at_key(path, "sriov");
+      const auto inner = fields(*at->second, where, {"vfs"});
+      if (const Node* count = required(inner, "vfs", *at->second, where))
+        out.vfs = number(*count, at_key(where, "vfs"), 0, 65535);
+      if (out.purpose == DevicePurpose::host && out.vfs.value_or(0) > 0) {
+        mistake(*at->second, where, "a device that goes back to the host keeps no virtual functions",
+                "remove mode: host, or write vfs: 0");
+      }
+    } else if (mode_at == keys.end()) {
+      mistake(node, path, "says nothing of what the device is for",
+              "write mode: passthrough, mode: host or sriov: {vfs: 4}");
+    }
+    return out;
+  }
+
+  std::optional<Vfio> vfio(const Node& node) {
+    Vfio out;
+    const auto keys = fields(node, "host.vfio", {"owner", "mode"});
+    if (const auto at = keys.find("owner"); at != keys.end()) {
+      if (const auto word = text(*at->second, "host.vfio.owner", 64)) {
+        // The word ends up in a udev rule.
+        if (only(*word, "-_.") && !word->empty() && !word->starts_with("-")) {
+          out.owner = *word;
+        } else {
+          mistake(*at->second, "host.vfio.owner", fmt::format("{} is not a user's name", in_quotes(*word)),
+                  "write it like libvirt-qemu");
+        }
+      }
+    }
+    if (const auto at = keys.find("mode"); at != keys.end()) {
+      const auto bits =
+          at->second->kind == Node::Kind::scalar ? parse_u64(at->second->text, 8) : std::nullopt;
+      // Whoever may open a group has the device, and all memory that is mapped for it.
+      if (!bits || *bits > 0666 || (*bits & 0111U) != 0 || (*bits & 0006U) != 0 || (*bits & 0600U) != 0600) {
+        mistake(*at->second, "host.vfio.mode",
+                fmt::format("{} is not a mode for it", in_quotes(at->second->text)),
+                "write \"0600\" or \"0660\"; others never");
+      } else {
+        out.mode = static_cast<unsigned>(*bits);
+      }
+    }
     return out;
   }
 
@@ -364,7 +448,8 @@ class NodeReader : public Reader {
   HostRule host(const Node& node) {
     HostRule out;
     const auto keys =
-        fields(node, "host", {"kernel_args", "cpu_governor", "fabric_manager", "units", "modprobe"});
+        fields(node, "host", {"kernel_args", "cpu_governor", "fabric_manager", "units", "modprobe", "vfio"});
+    if (const auto at = keys.find("vfio"); at != keys.end()) out.vfio = vfio(*at->second);
     if (const auto at = keys.find("kernel_args"); at != keys.end()) {
       const auto& list = items(*at->second, "host.kernel_args", 64);
       for (std::size_t i = 0; i < list.size(); ++i) {
@@ -597,6 +682,15 @@ std::string to_yaml(const NodeFile& node) {
                          rule.clocks->high.count);
     if (rule.persistence) out += fmt::format("    persistence: {}\n", *rule.persistence);
   }
+  if (!node.devices.empty()) out += "devices:\n";
+  for (const auto& rule : node.devices) {
+    std::vector<std::string> keys = {"pci: " +
+                                     flow(rule.pci, [](const PciAddress& p) { return yaml_text(p.str()); })};
+    if (rule.purpose != DevicePurpose::leave)
+      keys.emplace_back(rule.purpose == DevicePurpose::host ? "mode: host" : "mode: passthrough");
+    if (rule.vfs) keys.push_back(fmt::format("sriov: {{vfs: {}}}", *rule.vfs));
+    out += fmt::format("  - {{{}}}\n", join(keys, ", "));
+  }
   std::string host;
   if (!node.host.kernel_args.empty())
     host += fmt::format("  kernel_args: {}\n",
@@ -617,6 +711,9 @@ std::string to_yaml(const NodeFile& node) {
     host += fmt::format("    - name: {}\n      lines: {}\n", yaml_text(file.name),
                         flow(file.lines, [](const std::string& l) { return yaml_text(l); }));
   }
+  if (node.host.vfio)
+    host += fmt::format("  vfio: {{owner: {}, mode: \"{:04o}\"}}\n", yaml_text(node.host.vfio->owner),
+                        node.host.vfio->mode);
   if (!host.empty()) out += "host:\n" + host;
   return out;
 }

@@ -82,17 +82,37 @@ struct ModprobeFile {
   std::vector<std::string> lines = {};
 };
 
+struct Vfio {  // who may open the device files of VFIO groups
+  std::string owner = "root";
+  unsigned mode = 0600;
+};
+
 struct HostRule {
   std::vector<std::string> kernel_args = {};
   std::optional<std::string> cpu_governor = {};
   std::optional<FabricManager> fabric_manager = {};
   std::vector<Unit> units = {};
   std::vector<ModprobeFile> modprobe = {};
+  std::optional<Vfio> vfio = {};
+};
+
+// Any PCI device, GPU or not.
+enum class DevicePurpose {
+  leave,        // the host's as it is; with `vfs`, so are its virtual functions
+  passthrough,  // for virtual machines; with `vfs`, the virtual functions are
+  host,         // back to its own driver
+};
+struct DeviceRule {
+  std::vector<PciAddress> pci = {};
+  DevicePurpose purpose = DevicePurpose::leave;
+  std::optional<unsigned> vfs = {};  // SR-IOV: how many virtual functions
+  unsigned line = 0;
 };
 
 struct NodeFile {
   std::string name = {};  // metadata.name, optional
   std::vector<GpuRule> gpus = {};
+  std::vector<DeviceRule> devices = {};
   HostRule host = {};
 };
 

@@ -317,7 +317,13 @@ bool same(const NodeFile& a, const NodeFile& b) {
          std::equal(x.modprobe.begin(), x.modprobe.end(), y.modprobe.begin(), y.modprobe.end(),
                     [](const ModprobeFile& p, const ModprobeFile& q) {
                       return p.name == q.name && p.lines == q.lines;
-                    });
+                    }) &&
+         std::equal(a.devices.begin(), a.devices.end(), b.devices.begin(), b.devices.end(),
+                    [](const DeviceRule& p, const DeviceRule& q) {
+                      return p.pci == q.pci && p.purpose == q.purpose && p.vfs == q.vfs;
+                    }) &&
+         x.vfio.has_value() == y.vfio.has_value() &&
+         (!x.vfio || (x.vfio->owner == y.vfio->owner && x.vfio->mode == y.vfio->mode));
 }
 
 NodeFile random_node(std::mt19937& random) {
@@ -358,6 +364,15 @@ NodeFile random_node(std::mt19937& random) {
     if (luck(2) == 0) rule.persistence = luck(2) == 0;
     node.gpus.push_back(rule);
   }
+  for (unsigned d = luck(3); d > 0; --d) {
+    DeviceRule rule;
+    rule.pci = {{0, static_cast<std::uint8_t>(d), 0, 0}, {1, static_cast<std::uint8_t>(d), 3, 1}};
+    rule.purpose = static_cast<DevicePurpose>(luck(3));
+    if (rule.purpose == DevicePurpose::leave || luck(2) == 0)
+      rule.vfs = rule.purpose == DevicePurpose::host ? 0 : luck(65536);
+    node.devices.push_back(rule);
+  }
+  if (luck(2) == 0) node.host.vfio = Vfio{"libvirt-qemu", luck(2) == 0 ? 0660U : 0600U};
   if (luck(2) == 0) node.host.kernel_args = {"iommu=pt", "vfio-pci.ids=10de:2330"};
   if (luck(2) == 0) node.host.cpu_governor = "schedutil";
   if (luck(2) == 0)
@@ -380,6 +395,32 @@ TEST(NodeFile, ParsesToTheSameValueAfterBeingWritten) {
   }
 }
 
+TEST(Devices, AreReadWithTheirMistakes) {
+  const auto all = [](const std::string& text) {
+    const auto parsed = parse("apiVersion: bulkhead/v1\nkind: Node\n" + text);
+    const auto* mistakes = std::get_if<std::vector<Mistake>>(&parsed);
+    return mistakes != nullptr ? render(*mistakes, "f") : std::string("accepted");
+  };
+  EXPECT_EQ(
+      all("devices:\n  - {pci: \"1b:00.0\", mode: passthrough}\n  - {pci: 0000:3b:00.0, sriov: {vfs: 4}}\n"
+          "host:\n  vfio: {owner: libvirt-qemu, mode: \"0600\"}\n"),
+      "accepted");
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"devices:\n  - {pci: 1b:00.0}\n", "write mode: passthrough, mode: host or sriov: {vfs: 4}"},
+      {"devices:\n  - {mode: passthrough}\n", "pci"},
+      {"devices:\n  - {pci: x, mode: passthrough}\n", "'x' is not a PCI address"},
+      {"devices:\n  - {pci: 1b:00.0, mode: vfio-pci}\n", "write mode: passthrough"},
+      {"devices:\n  - {pci: 1b:00.0, mode: host, sriov: {vfs: 2}}\n", "keeps no virtual functions"},
+      {"devices:\n  - {pci: 1b:00.0, mode: host}\n  - {pci: 1b:00.0, mode: host}\n", "is named twice"},
+      {"devices:\n  - {pci: 1b:00.0, sriov: {vfs: 70000}}\n", "65535"},
+      {"host:\n  vfio: {owner: \"a b\"}\n", "is not a user's name"},
+      {"host:\n  vfio: {mode: \"0666\"}\n", "others never"},
+      {"host:\n  vfio: {mode: \"0400\"}\n", "is not a mode"},
+  };
+  for (const auto& [text, wanted] : cases)
+    EXPECT_NE(all(text).find(wanted), std::string::npos) << text << all(text);
+}
+
 TEST(Schema, DescribesEveryKeyThatTheParserTakes) {
   const Json s = schema();
   EXPECT_EQ(s["$schema"], "http://json-schema.org/draft-07/schema#");
@@ -390,14 +431,16 @@ TEST(Schema, DescribesEveryKeyThatTheParserTakes) {
     return names;
   };
   using Names = std::vector<std::string>;
-  EXPECT_EQ(keys(s), (Names{"apiVersion", "kind", "metadata", "gpus", "host"}));
+  EXPECT_EQ(keys(s), (Names{"apiVersion", "kind", "metadata", "gpus", "devices", "host"}));
   const auto& rule = s["properties"]["gpus"]["items"];
   EXPECT_EQ(keys(rule), (Names{"select", "mode", "layout", "power_limit_w", "clocks", "persistence"}));
   EXPECT_EQ(keys(rule["properties"]["select"]), (Names{"all", "index", "uuid", "pci", "model", "pci_id"}));
   EXPECT_EQ(keys(rule["properties"]["layout"]["anyOf"][0]["items"]["anyOf"][1]),
             (Names{"profile", "at", "count", "compute"}));
   const auto& host = s["properties"]["host"];
-  EXPECT_EQ(keys(host), (Names{"kernel_args", "cpu_governor", "fabric_manager", "units", "modprobe"}));
+  EXPECT_EQ(keys(host),
+            (Names{"kernel_args", "cpu_governor", "fabric_manager", "units", "modprobe", "vfio"}));
+  EXPECT_EQ(keys(s["properties"]["devices"]["items"]), (Names{"pci", "mode", "sriov"}));
 }
 
 }  // namespace

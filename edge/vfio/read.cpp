@@ -96,6 +96,10 @@ Function read_function(const fs::path& devices, const PciAddress& address) {
       out.virtual_functions.push_back(*vf);
     }
   }
+  if (const auto node = number(device / "numa_node"); node && *node <= 4096)  // -1 is none
+    out.numa_node = static_cast<unsigned>(*node);
+  if (const auto cpus = read_trimmed(device / "local_cpulist"); cpus.ok() && parse_ranges(*cpus))
+    out.local_cpus = *cpus;
   out.boot_vga = number(device / "boot_vga").value_or(0) == 1;
   out.bars_without_room = without_room(device);
   return out;

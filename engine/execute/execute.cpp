@@ -11,8 +11,10 @@
 #include "base/clock.hpp"
 #include "base/fd.hpp"
 #include "base/text.hpp"
+#include "edge/process/process.hpp"
 #include "edge/store/store.hpp"
 #include "edge/systemd/systemd.hpp"
+#include "edge/vfio/vfio.hpp"
 #include "engine/execute/worker.hpp"
 
 namespace bulkhead::execute {
@@ -25,6 +27,7 @@ namespace {
 constexpr int cleanup_tries = 30;
 constexpr useconds_t cleanup_pause_usec = 100'000;
 constexpr useconds_t lock_pause_usec = 20'000;
+constexpr std::size_t remembered_runs = 1000;  // newest: older ones say nothing of what is bound now
 
 unsigned deadline_of(const plan::Action& action, const Options& options) {
   if (options.step_deadline_ms) return *options.step_deadline_ms;
@@ -417,6 +420,67 @@ Make as_written(const spec::NodeFile& node, const std::string& text) {
   };
 }
 
+// What was given away, and proved since: read from the steps, oldest first.
+Status remember_devices(store::Store& journal, const std::string& boot, plan::Remembered& remembered) {
+  BH_TRY(auto runs, journal.runs());
+  if (runs.size() > remembered_runs) runs.resize(remembered_runs);
+  auto& proved = remembered.proved;
+  auto& originals = remembered.originals;
+  for (auto run = runs.rbegin(); run != runs.rend(); ++run) {
+    const bool this_boot = run->boot_id == boot;
+    BH_TRY(const auto steps, journal.steps(run->id));
+    for (const auto& step : steps) {
+      if (step.kind != "set-driver" && step.kind != "prove" && step.kind != "set-virtual-functions") continue;
+      if (step.state == StepState::not_done) continue;
+      const auto action = plan::action_from_json(step.action);
+      if (!action.ok()) continue;  // a newer bulkhead's; the bus itself is read below
+      if (const auto* driver = std::get_if<plan::SetDriver>(&*action)) {
+        std::erase(proved, driver->target);
+        if (step.state != StepState::done || driver->after.driver != passthrough::vfio_driver ||
+            driver->before.driver.starts_with("vfio"))
+          continue;
+        std::erase_if(originals, [&](const auto& one) { return one.target == driver->target; });
+        originals.push_back({driver->target, driver->before});
+      } else if (const auto* proof = std::get_if<plan::Prove>(&*action)) {
+        std::erase(proved, proof->target);
+        if (this_boot && step.state == StepState::done && !proof->forget) proved.push_back(proof->target);
+      } else if (const auto* made = std::get_if<plan::SetVirtualFunctions>(&*action)) {
+        std::erase_if(proved,
+                      [&](const auto& target) { return target.vf && target.function == made->physical; });
+      }
+    }
+  }
+  return ok_status();
+}
+
+// Who has a device file of the functions open, so that a refusal can name them.
+void name_holders(const fs::path& root, passthrough::Tree& tree) {
+  std::vector<fs::path> files;
+  std::vector<std::size_t> owners;
+  for (std::size_t i = 0; i < tree.functions.size(); ++i) {
+    for (const auto& node : tree.functions[i].nodes) {
+      files.push_back(root / fs::path(node).relative_path());
+      owners.push_back(i);
+    }
+  }
+  if (files.empty()) return;
+  const auto openers = process::openers(files);
+  if (!openers.ok()) return;  // not root: the writes are refused for the same reason
+  for (const auto& opener : *openers) {
+    for (const auto file : opener.files) {
+      if (file >= owners.size()) continue;
+      auto& holders = tree.functions[owners[file]].holders;
+      const bool known = std::any_of(holders.begin(), holders.end(),
+                                     [&](const inventory::Holder& h) { return h.pid == opener.who.pid; });
+      if (!known)
+        holders.push_back({.pid = opener.who.pid,
+                           .start_time = opener.who.start_time,
+                           .name = opener.who.name,
+                           .cgroup = opener.who.cgroup});
+    }
+  }
+}
+
 // A proposal whose node file is made from the host it is held against.
 Result<Proposal> propose_made(const observe::Access& access, const Make& make, const plan::Options& options) {
   Proposal proposal;
@@ -446,6 +510,12 @@ Result<Proposal> propose_made(const observe::Access& access, const Make& make, c
   for (const auto& path : plan::files_of_interest(node, proposal.host)) {
     BH_TRY(auto content, file_now(access.root / fs::path(path).relative_path()));
     remembered.files.push_back({.path = path, .content = std::move(content)});
+  }
+  // Drivers are bound by this machine's kernel alone, not by a tree that looks like one.
+  if (plan::needs_tree(node) && access.root == "/") {
+    BH_TRY(remembered.tree, devices(access));
+    if (journal.ok() && proposal.host.boot_id)
+      BH_CHECK(remember_devices(**journal, *proposal.host.boot_id, remembered));
   }
   // Units that the node file names and the inventory does not look at.
   std::unique_ptr<systemd::Systemd> manager;
@@ -800,6 +870,12 @@ Result<Outcome> alter(const Options& options, const Make& make) {
 Result<Outcome> rollback(const Options& options) {
   BH_TRY(const auto session, Session::begin(options, "rollback"));
   return session->rollback();
+}
+
+Result<passthrough::Tree> devices(const observe::Access& access) {
+  BH_TRY(auto tree, vfio::read(access.root));
+  if (access.root == "/") name_holders(access.root, tree);
+  return tree;
 }
 
 Result<std::vector<HistoryEntry>> history(const observe::Access& access, std::optional<std::int64_t> run) {

@@ -107,6 +107,9 @@ Result<Outcome> alter(const Options& options, const Make& make);
 // Takes back the newest run that is not taken back yet, with the interrupted ones it continued.
 Result<Outcome> rollback(const Options& options);
 
+// The PCI bus and its IOMMU groups, with the processes that hold a device. Reading only.
+Result<passthrough::Tree> devices(const observe::Access& access);
+
 struct HistoryEntry {
   store::Run run = {};
   std::vector<store::Step> steps = {};

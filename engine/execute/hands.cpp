@@ -23,6 +23,7 @@
 #include "edge/process/process.hpp"
 #include "edge/sysfs/sysfs.hpp"
 #include "edge/systemd/systemd.hpp"
+#include "edge/vfio/vfio.hpp"
 
 namespace bulkhead::execute {
 
@@ -337,7 +338,74 @@ struct Hands::Acting {
     }
     return ran;
   }
+
+  Status operator()(const plan::LoadModules& a) const {
+    for (const auto& module : a.modules) {
+      if (vfio::module_is_loaded(hands.access_.root, module) == a.after) continue;
+      if (a.after) {
+        BH_CHECK(hands.run({"modprobe", module}));
+      } else if (const Status gone = hands.run({"modprobe", "-r", module}); !gone.ok()) {
+        // Somebody else may use it by now; loaded and idle it does no harm.
+        continue;
+      }
+    }
+    return ok_status();
+  }
+
+  Status operator()(const plan::SetVirtualFunctions& a) const {
+    return vfio::set_virtual_functions(hands.access_.root, a.physical, a.after, a.autoprobe_after);
+  }
+
+  Status operator()(const plan::SetDriver& a) const {
+    BH_TRY(const auto address, hands.address_of(a.target));
+    if (!address || !vfio::is_there(hands.access_.root, *address)) {
+      if (a.after.driver_override.empty()) return ok_status();  // gone, and what was done to it with it
+      return Error(Errc::gone, fmt::format("{} is not there", passthrough::str(a.target)),
+                   "bring it back: echo 1 > /sys/bus/pci/rescan");
+    }
+    hands.proved_.erase(a.target);
+    hands.close_driver();
+    return vfio::set_binding(hands.access_.root, *address, a.after);
+  }
+
+  Status operator()(const plan::SetPermission& a) const {
+    BH_TRY(const auto address, hands.address_of(a.target));
+    if (!address) return ok_status();
+    Status set = vfio::set_permission(hands.access_.root, *address, a.after);
+    // Without a member on vfio-pci there is no file, so nothing to take back.
+    if (!set.ok() && set.error().native() == ENOENT && a.after == passthrough::Permission{})
+      return ok_status();
+    return set;
+  }
+
+  Status operator()(const plan::Prove& a) const {
+    hands.proved_.erase(a.target);
+    if (a.forget) return ok_status();
+    BH_TRY(const auto address, hands.must_be_there(a.target));
+    BH_TRY([[maybe_unused]] const auto proof, vfio::prove(hands.access_.root, address));
+    hands.proved_.insert(a.target);
+    return ok_status();
+  }
 };
+
+void Hands::close_driver() {
+  if (!nvml_) return;
+  calls_closed_ += nvml_->calls();
+  devices_.clear();
+  made_.reset();
+  nvml_.reset();
+}
+
+Result<std::optional<PciAddress>> Hands::address_of(const passthrough::Target& target) const {
+  if (!target.vf) return std::optional(target.function);
+  return vfio::virtual_function(access_.root, target.function, *target.vf);
+}
+
+Result<PciAddress> Hands::must_be_there(const passthrough::Target& target) const {
+  BH_TRY(const auto address, address_of(target));
+  if (!address) return Error(Errc::gone, fmt::format("{} is not there", passthrough::str(target)));
+  return *address;
+}
 
 Status Hands::act(const plan::Action& action, const Json& detail) {
   return std::visit(Acting{*this, detail}, action);
@@ -513,6 +581,75 @@ struct Hands::Looking {
     return of(
         now, a.before, a.after,
         now ? fmt::format("{} holds {} bytes", a.path, now->size()) : fmt::format("{} is absent", a.path));
+  }
+
+  Result<Sight> operator()(const plan::LoadModules& a) const {
+    std::size_t loaded = 0;
+    for (const auto& module : a.modules) loaded += vfio::module_is_loaded(hands.access_.root, module) ? 1 : 0;
+    const std::string words = fmt::format("{} of {} are loaded", loaded, a.modules.size());
+    // Unloading is not insisted on.
+    if (!a.after) return Sight{.seen = Seen::after, .words = words};
+    return Sight{.seen = loaded == a.modules.size() ? Seen::after
+                         : loaded == 0              ? Seen::before
+                                                    : Seen::half,
+                 .words = words};
+  }
+
+  Result<Sight> operator()(const plan::SetVirtualFunctions& a) const {
+    const auto now = vfio::virtual_functions(hands.access_.root, a.physical);
+    if (!now.ok() && now.error().code() == Errc::gone)
+      return Sight{.seen = Seen::neither, .words = now.error().message()};
+    if (!now.ok()) return now.error();
+    const std::string words = fmt::format("{} has {} virtual functions", a.physical.str(), now->count);
+    if (now->count == a.after && now->autoprobe == a.autoprobe_after)
+      return Sight{.seen = Seen::after, .words = words};
+    if (now->count == a.before && now->autoprobe == a.autoprobe_before)
+      return Sight{.seen = Seen::before, .words = words};
+    const bool half = now->count == a.after || now->count == a.before || now->count == 0;
+    return Sight{.seen = half ? Seen::half : Seen::neither, .words = words};
+  }
+
+  Result<Sight> operator()(const plan::SetDriver& a) const {
+    BH_TRY(const auto address, hands.address_of(a.target));
+    if (!address || !vfio::is_there(hands.access_.root, *address)) {
+      // Its binding is gone with it: what is the host's is reached.
+      return Sight{.seen = a.after.driver_override.empty()    ? Seen::after
+                           : a.before.driver_override.empty() ? Seen::before
+                                                              : Seen::neither,
+                   .words = fmt::format("{} is not there", passthrough::str(a.target))};
+    }
+    BH_TRY(const auto now, vfio::binding(hands.access_.root, *address));
+    const auto is = [&](const passthrough::Binding& wanted) {
+      const bool driver =
+          wanted.driver == "*" ? !now.driver.starts_with("vfio") : now.driver == wanted.driver;
+      return driver && now.driver_override == wanted.driver_override;
+    };
+    const std::string words =
+        fmt::format("{} has {}{}", address->str(), now.driver.empty() ? "no driver" : now.driver,
+                    now.driver_override.empty() ? "" : ", held to " + now.driver_override);
+    if (is(a.after)) return Sight{.seen = Seen::after, .words = words};
+    if (is(a.before)) return Sight{.seen = Seen::before, .words = words};
+    const bool known = now.driver.empty() || now.driver == a.before.driver || now.driver == a.after.driver ||
+                       a.before.driver == "*" || a.after.driver == "*";
+    return Sight{.seen = known ? Seen::half : Seen::neither, .words = words};
+  }
+
+  Result<Sight> operator()(const plan::SetPermission& a) const {
+    BH_TRY(const auto address, hands.address_of(a.target));
+    const auto now = address ? vfio::permission(hands.access_.root, *address)
+                             : Result<passthrough::Permission>(Error(Errc::gone, "", "", ENOENT));
+    if (!now.ok()) {  // without a member on vfio-pci there is no file
+      return Sight{.seen = a.after == passthrough::Permission{} ? Seen::after : Seen::before,
+                   .words = "there is no device file"};
+    }
+    return of(*now, a.before, a.after, fmt::format("it is {}'s with mode {:04o}", now->owner, now->mode));
+  }
+
+  Result<Sight> operator()(const plan::Prove& a) const {
+    if (a.forget) return Sight{.seen = Seen::after, .words = "nothing is proved"};
+    const bool proved = hands.proved_.contains(a.target);
+    return Sight{.seen = proved ? Seen::after : Seen::before,
+                 .words = proved ? "opened, mapped and closed" : "not opened"};
   }
 };
 

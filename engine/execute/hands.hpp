@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,7 +42,7 @@ class Hands {
   Status act(const plan::Action& action, const Json& detail);
   Result<Sight> inspect(const plan::Action& action, const Json& detail);
   Status evict(const inventory::Holder& holder, unsigned grace_ms);
-  std::uint64_t driver_calls() const { return nvml_ ? nvml_->calls() : 0; }
+  std::uint64_t driver_calls() const { return calls_closed_ + (nvml_ ? nvml_->calls() : 0); }
 
  private:
   struct Acting;
@@ -54,9 +55,15 @@ class Hands {
   bool stands_as_made(nvml::Device gpu, const plan::CreateInstance& a);
   std::filesystem::path below(const std::string& absolute) const;
   Status run(const std::vector<std::string>& command) const;
+  // The driver counts an open library as a user of its GPUs, and then does not let one go.
+  void close_driver();
+  // Its address now; nullopt: a virtual function that is not made.
+  Result<std::optional<PciAddress>> address_of(const passthrough::Target& target) const;
+  Result<PciAddress> must_be_there(const passthrough::Target& target) const;
 
   observe::Access access_;
   std::unique_ptr<nvml::Nvml> nvml_;
+  std::uint64_t calls_closed_ = 0;
   std::map<std::string, nvml::Device> devices_;  // by UUID, until a MIG mode changes
   struct Made {                                  // by the last CreateInstance of this process
     Uuid gpu = {};
@@ -64,6 +71,7 @@ class Hands {
     std::map<unsigned, unsigned> compute = {};  // how many of each compute instance profile
   };
   std::optional<Made> made_;
+  std::set<passthrough::Target> proved_ = {};  // by this process: a proof leaves nothing to read back
 };
 
 }  // namespace bulkhead::execute
