@@ -314,8 +314,8 @@ void Control::Inside::create_token(Turn& turn, const Caller& caller, const AskTo
     return refuse(
         {.why = Denied::invalid, .what = "tenant: is missing: a token of the role tenant names one"});
   if (!ask.tenant.empty() && !live.tenants.contains(ask.tenant))
-    return refuse(
-        {.why = Denied::not_found, .what = fmt::format("there is no tenant/{}", printable(ask.tenant, 80))});
+    return refuse({.why = Denied::invalid,
+                   .what = fmt::format("tenant: there is no tenant {}", printable(ask.tenant, 80))});
   if (ask.ttl && (ask.ttl->count() < 1 || *ask.ttl > std::chrono::hours(24 * 3660)))
     return refuse({.why = Denied::invalid, .what = "ttlSeconds: from 1 to ten years"});
   const std::string certificate = lower(ask.certificate);
