@@ -235,9 +235,10 @@ class Fuzzer(threading.Thread):
     def path_part(self, name, schema):
         rng = self.rng
         if rng.random() < 0.75 and self.known.get(name):
-            return str(rng.choice(self.known[name][-50:])), True
+            return str(rng.choice(self.known[name][-rng.choice([3, 50]):])), True
         if rng.random() < 0.4:
-            return self.quote(str(self.value(schema, name))), True
+            text = self.quote(str(self.value(schema, name)))
+            return text, text not in ("", ".", "..")
         odd = rng.choice(["0", "-1", "01", "+1", "1e3", "1.0", " 1", "9223372036854775807", "9223372036854775808", "18446744073709551616",
                           "1" * 1000, "abc", "%00", "%2e%2e", "..", "%2F", "%5c", "a%2fb", "%F0%9F%A6%80", "%ff", "%", "%zz", "*", "~", "",
                           "'", "1;2", "1,2", "{lease}", "nobody", "a" * 5000, "％", "blue%20", "BLUE", "1%09", ".", "%2e"])
@@ -302,6 +303,10 @@ class Fuzzer(threading.Thread):
                     bad = not str(value).isdigit() if schema["type"] == "integer" else False
                     if bad or schema["type"] == "integer" and self.schemas.mistakes(int(value), schema) or len(str(value)) > schema.get("maxLength", 1 << 60):
                         valid = False
+                    if "&" in str(value):
+                        valid = True  # which of two counts is not in the document
+                    if not str(value).isascii() or " " in str(value):
+                        parts_valid = False  # no request line any more
                     query.append(name + "=" + str(value))
                 else:
                     query.append(name + "=" + self.quote(str(value)))
@@ -316,7 +321,7 @@ class Fuzzer(threading.Thread):
                     headers.append((name, rng.choice((self.etags[-20:] or ['"1"']) + ["*", '"0"', '"999999"', "1", '"', 'W/"1"', '"1", "2"', "", "a" * 3000, "é", '"-1"', '"18446744073709551616"'])))
                 elif name == "Last-Event-ID":
                     value = rng.choice(["0", "1", "5", "999999999", "-1", "abc", "", "9" * 30, "1 ", "é"])
-                    valid = valid and value.isascii() and value.strip().isdigit()
+                    valid = valid and value.isascii() and (value.strip().isdigit() or not value)
                     headers.append((name, value))
                 else:
                     headers.append((name, str(self.value(schema, name))))
@@ -337,6 +342,8 @@ class Fuzzer(threading.Thread):
         if "requestBody" in operation and rng.random() < 0.98:
             request_schema = operation["requestBody"]["content"]["application/json"]["schema"]
             value = self.value(request_schema)
+            if isinstance(value, dict) and "name" in value and "{tenant}" in path and rng.random() < 0.8:
+                value["name"] = target.rsplit("/", 1)[1]
             chance = rng.random()
             if chance < 0.45:
                 value = self.broken(value)
@@ -364,11 +371,13 @@ class Fuzzer(threading.Thread):
         elif rng.random() < 0.02:
             body = rng.choice([b"{}", b"x", b"{" * 100, b"\0" * 2000])
         if rng.random() < 0.05:
-            headers.append(rng.choice([("Accept", "text/html"), ("Accept", "*/*;q=0"), ("X-Forwarded-For", "127.0.0.1"), ("X-HTTP-Method-Override", "DELETE"),
+            extra = rng.choice([("Accept", "text/html"), ("Accept", "*/*;q=0"), ("X-Forwarded-For", "127.0.0.1"), ("X-HTTP-Method-Override", "DELETE"),
                                        ("Cookie", "a=b"), ("Range", "bytes=0-1"), ("If-None-Match", "*"), ("If-Modified-Since", "x"), ("Expect", "100-continue"),
                                        ("Expect", "x"), ("Upgrade", "h2c"), ("Connection", "close"), ("Connection", "upgrade"), ("Host", "evil"), ("TE", "trailers"),
                                        ("Transfer-Encoding", "gzip"), ("Content-Encoding", "gzip"), ("X" * 200, "y" * 15000), ("Content-Length", "5"), ("X-A", b"\xff\xfe"),
-                                       ("Origin", "https://evil.example"), ("Sec-WebSocket-Key", "x")]))
+                                       ("Origin", "https://evil.example"), ("Sec-WebSocket-Key", "x")])
+            if extra[0] != "Content-Length" or body is not None:  # else it would wait for a body that is not to come
+                headers.append(extra)
             parts_valid = False
         if operation["operationId"] == "revokeToken" and who == "admin" and rng.random() < 0.5:
             return  # else no role keeps a token for long
@@ -376,7 +385,6 @@ class Fuzzer(threading.Thread):
         data = wire.request(method, target, headers, body, chunked)
         self.requests += 1
         client = self.tls if over_tls else self.local
-        started = time.monotonic()
         try:
             if stream and method == "GET":
                 answer = self.watch(client, data)
@@ -398,8 +406,7 @@ class Fuzzer(threading.Thread):
             client.fresh()
             self.fail("every answer is HTTP", None, data, str(why))
             return
-        took = time.monotonic() - started
-        self.judge(method, operation, answer, data, valid, parts_valid, took, request_schema)
+        self.judge(method, operation, answer, data, valid, parts_valid, request_schema)
         if key is not None and parts_valid and method == "POST" and who == "admin" and not over_tls:
             self.replay(operation, key, data, answer)
 
@@ -444,7 +451,7 @@ class Fuzzer(threading.Thread):
             return None
 
     # ---- judging
-    def judge(self, method, operation, answer, data, valid, parts_valid, took, request_schema):
+    def judge(self, method, operation, answer, data, valid, parts_valid, request_schema):
         status = answer.status
         name = operation["operationId"]
         self.seen.setdefault(name, {}).setdefault(status, 0)
@@ -454,8 +461,6 @@ class Fuzzer(threading.Thread):
             return self.fail("no 5xx but 503", answer, data, "")
         if status in (501, 505) and parts_valid:
             return self.fail("no 5xx but 503", answer, data, "")
-        if took > 5 and not self.options.slow:
-            self.fail("an answer takes less than 5 s", answer, data, "%.1f s" % took)
         if answer.header("x-content-type-options") != "nosniff":
             self.fail("answers say nosniff", answer, data, "")
         if SECRET.search(answer.body) and not (name == "createToken" and status == 201):
@@ -467,7 +472,7 @@ class Fuzzer(threading.Thread):
             # Another route may have answered: what is checked is that it is JSON of the kind it says.
             if method != "HEAD" and status not in (204, 304) and status >= 400:
                 self.problem(answer, data)
-            elif status < 300 and kind == "application/json":
+            elif method != "HEAD" and status < 300 and kind == "application/json":
                 try:
                     answer.json()
                 except ValueError as why:
@@ -588,7 +593,7 @@ class Fuzzer(threading.Thread):
         while time.monotonic() < self.deadline and not self.stop:
             self.case()
             step += 1
-            if step % 200 == 0:
+            if step % 60 == 0:
                 # What the fuzz may have turned off, and what it took, comes back.
                 self.local.ask("PUT", self.prefix + "/host/drain", {"draining": False})
                 for name in ("blue", "red"):
@@ -620,7 +625,6 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pid", type=int)
     parser.add_argument("--patience", type=float, default=20, help="seconds until an answer must be there")
-    parser.add_argument("--slow", action="store_true", help="do not hold the machine's speed against the daemon")
     parser.add_argument("--report", help="a file for every failure in full")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)

@@ -7,10 +7,17 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from daemon import PREFIX, Checks, Place, mig, pretty  # noqa: E402
+from daemon import PREFIX, Checks, Place, pretty  # noqa: E402
 
 A, O, T, U = "admin", "operator", "tenant", "auditor"
 ALL = {A, O, T, U}
+
+
+def small(**more):
+    """A lease of which there is room for hundreds."""
+    return {"class": "share", "memory": 1 << 20, "weight": 1, "ttlSeconds": 600, **more}
+
+
 # operation: (method, path, body, roles that may on things of their own tenant, roles that may on another's)
 # A tenant that may not know of a thing gets 404 (403 also says no more where it may do this to nothing at all).
 TABLE = {
@@ -58,7 +65,7 @@ def main():
         count = [0]
 
         def lease_of(tenant):
-            answer = admin.ask("POST", PREFIX + "/leases", mig(tenant=tenant))
+            answer = admin.ask("POST", PREFIX + "/leases", small(tenant=tenant))
             if answer.status != 201:
                 raise RuntimeError("no lease to try on: " + pretty(answer))
             return answer.json()["id"]
@@ -81,7 +88,7 @@ def main():
                     daemon.tenant(tenant)
                 path = path.replace("{tenant}", tenant)
             if body == "lease":
-                body = mig(tenant=tenant)
+                body = small(tenant=tenant)
             elif body == "tenant":
                 body = {"name": "n%d" % count[0]}
             elif body == "same-tenant":
@@ -173,9 +180,9 @@ def main():
         checks.check("the token that will expire works before", answer.status == 200, pretty(answer))
 
         # Others' rights by way of one's own.
-        answer = clients[T].ask("POST", PREFIX + "/leases", mig(priority=50))
+        answer = clients[T].ask("POST", PREFIX + "/leases", small(priority=50))
         checks.check("a tenant may not ask for priority above 0", answer.status in (400, 403), pretty(answer))
-        answer = clients[T].ask("POST", PREFIX + "/leases", mig(priority=-1))
+        answer = clients[T].ask("POST", PREFIX + "/leases", small(priority=-1))
         checks.check("a tenant may ask for less", answer.status == 201, pretty(answer))
         if answer.status == 201:
             clients[T].ask("DELETE", PREFIX + "/leases/%d" % answer.json()["id"])
