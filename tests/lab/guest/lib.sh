@@ -98,6 +98,7 @@ kill_everywhere() {
       n=$((n + 1))
     done
     where="survived $((n - 1)) of $call"
+    say "$call: $((n - 1)) kills"
     [ $code = 0 ] || not_ok "$where: it ends well" "exit $code" "$(cat /tmp/killed)"
     $after
   done

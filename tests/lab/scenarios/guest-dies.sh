@@ -1,5 +1,4 @@
 #: what A guest dies with the device in its hands; the device is free again.
-#: set fast
 #: kernel 6.1 6.12
 #: parts nvme
 . /lab/lib.sh
