@@ -198,7 +198,8 @@ TEST_F(SampleTest, SlicesAreSampledEachByItselfAndAnotherOneOfTheSameNumberBegin
   Sampler sampler(settings());
   ASSERT_TRUE(sampler.wait_ready(20'000));
   const auto slice = [&](unsigned id) {
-    for (const Slice& one : sampler.snapshot().gpus[0].slices) {
+    const Snapshot now = sampler.snapshot();
+    for (const Slice& one : now.gpus[0].slices) {
       if (one.gpu_instance == id) return one;
     }
     return Slice{};
