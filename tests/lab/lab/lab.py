@@ -165,6 +165,7 @@ def main():
     arguments.add_argument("--list", action="store_true")
     arguments.add_argument("names", nargs="*", metavar="SCENARIO")
     options = arguments.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that machines and folders are cleared away
     chosen = scenarios.all_scenarios()
     unknown = set(options.names) - {s.name for s in chosen}
     if unknown:
@@ -204,6 +205,9 @@ def main():
             guest, started, trouble = Guest(s, kernel, accelerator, folder), time.monotonic(), None
             try:
                 guest.run()
+            except SystemExit:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             except (machine.Broken, OSError, subprocess.SubprocessError) as e:
                 trouble = str(e)
                 print(f"not ok - {s.name}: the machine ran to its end\n    {trouble}\n    " + guest.tail("console-all").replace(" / ", "\n    "))
