@@ -575,7 +575,8 @@ class Worker {
       for (std::size_t i = 0; i < found.size(); ++i) slices_[i].mig_device = handles[i];
       return;
     }
-    // Another slice of the same number is another slice: its past begins anew.
+    // A slice that went takes its past along. One made anew in the same place between two looks has the same number
+    // and UUID and is not told apart: who changes the layout hurries this tier in between.
     forget_slices();
     mine_ = std::move(found);
     for (std::size_t i = 0; i < mine_.size(); ++i) slices_.push_back({mine_[i].gpu_instance, handles[i], {}});
