@@ -72,7 +72,7 @@ class Twin:
         return subprocess.run([BIN + "/bulkhead", *words], env=self.environment, capture_output=True, text=True, check=check)
 
     def apply(self):
-        done = self.bulkhead("apply", self.node, "--yes", check=False)
+        done = self.bulkhead("apply", "-f", self.node, "--yes", check=False)
         if done.returncode != 0:
             raise RuntimeError("apply: " + done.stdout + done.stderr)
 
