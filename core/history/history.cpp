@@ -329,9 +329,9 @@ void History::add(std::size_t number, double now_s, double value) {
 
 void History::make_room() {
   std::size_t held = bytes();
-  // A minute's worth of growth is far below a page a stream: leave so much, so that the bound holds between
-  // two checks as well.
-  const std::size_t margin = std::min(all_.size() * 3 * (page_bytes / 8), settings_.most_bytes / 4);
+  // Between two checks every stream may begin a page, all in the same minute: the bound has to hold then too.
+  const std::size_t margin =
+      std::min(all_.size() * 3 * (sizeof(std::uint64_t) * 4 + page_bytes), settings_.most_bytes / 4);
   const std::size_t goal = settings_.most_bytes - margin;
   while (held > goal) {
     Stream* eldest = nullptr;
