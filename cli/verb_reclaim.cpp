@@ -60,8 +60,8 @@ std::function<int(const Context&)> bind_reclaim(CLI::App& app) {
                         "look first: bulkhead reclaim ADDRESS --dry-run\nthen:       bulkhead reclaim "
                         "ADDRESS --yes"));
     }
-    execute::Options run{
-        .access = access_of(context), .plan = how, .verb = "reclaim", .grace_ms = options->grace * 1000};
+    // An apply in the journal: a rollback gives the devices away again.
+    execute::Options run{.access = access_of(context), .plan = how, .grace_ms = options->grace * 1000};
     if (options->step_timeout > 0) run.step_deadline_ms = static_cast<unsigned>(options->step_timeout * 1000);
     run.tell = teller(context, options->json);
     if (!options->yes) {

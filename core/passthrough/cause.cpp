@@ -34,7 +34,7 @@ constexpr std::array table = std::to_array<Cause>({
     {File::drivers_probe, 0,
      "no driver took it: its module is not loaded, its probe failed, or the IOMMU is off (the kernel says "
      "yes all the same)",
-     "see why: dmesg | tail; load the module; check the IOMMU: bulkhead doctor --for passthrough"},
+     "see why: dmesg; load the module; check the IOMMU: bulkhead doctor --for passthrough"},
     {File::sriov_numvfs, EINVAL, "not a number", "write a number from 0 to sriov_totalvfs"},
     {File::sriov_numvfs, ERANGE, "more virtual functions than the device has",
      "ask for at most sriov_totalvfs"},
@@ -235,7 +235,7 @@ Error refused(File file, int err, std::string_view what) {
   return {code,
           fmt::format("{}: {}: {}{}{}", what, name_of(file), err != 0 ? errno_name(err) : "",
                       err != 0 ? ": " : "", said),
-          row != nullptr ? std::string(row->mend) : "dmesg | tail", err};
+          row != nullptr ? std::string(row->mend) : "dmesg", err};
 }
 
 std::string causes_as_markdown() {
