@@ -149,7 +149,7 @@ TEST(NodeFile, NamesEachMistakeAndItsRemedy) {
   const std::string h = head;
   const std::vector<Case> cases = {
       {"", "f:1:1: the file is empty"},
-      {"just words", "must be a mapping with the keys apiVersion, kind, metadata, gpus, host"},
+      {"just words", "must be a mapping with the keys apiVersion, kind, metadata, gpus, devices, host"},
       {"gpus: []", "the key 'apiVersion' is missing"},
       {"apiVersion: [a]\nkind: Node", "apiVersion: must be a word"},
       {"apiVersion:\nkind: Node", "apiVersion: has no value; write one or remove the key"},
