@@ -485,12 +485,14 @@ Result<int> run(const Context& context, const Options& given, api::Client& clien
   const bool made = !o.cls.empty();
   if (!made) {
     const auto id = parse_i64(o.words[0]);
-    if (!id || *id < 1 || o.words.size() < 2)
+    o.words.erase(o.words.begin());
+    // The parser leaves the dashes in when a word stands before them.
+    if (!o.words.empty() && o.words.front() == "--") o.words.erase(o.words.begin());
+    if (!id || *id < 1 || o.words.empty())
       return Error(
           Errc::invalid, "in which lease, and which program?",
           "bulkhead lease run 7 -- PROGRAM, or bulkhead lease run --class mig --profile 1g.10gb -- PROGRAM");
     o.id = *id;
-    o.words.erase(o.words.begin());
   }
   Json lease;
   if (made) {

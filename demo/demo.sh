@@ -22,7 +22,9 @@ broken() {
   [ -z "${out:-}" ] || printf '%s\n' "$out" | tail -40 | sed 's/^/   | /'
   exit 1
 }
+daemon=
 finish() {
+  [ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null
   [ -e "$twin/state.bin" ] && "$bulkhead" twin down --dir "$twin" >/dev/null 2>&1
   rm -rf "$dir"
 }
@@ -199,5 +201,79 @@ shown "$bulkhead" simulate --trace "$examples/traces/openb/openb_pod_list_defaul
 use() { awk -v name="$1" '$1 == name { print $3 }' <<<"$out"; }
 awk -v a="$(use bulkhead)" -v b="$(use 06-FGD)" -v c="$(use 05-BestFit)" 'BEGIN { exit !(a > b && b > c && c > 0) }' || broken "bulkhead's rule is ahead of FGD and best-fit"
 claim "8,152 pods of a real cluster on its 6,212 GPUs: $(use bulkhead) % of them in use, $(use 06-FGD) by FGD, $(use 05-BestFit) by best-fit"
+
+chapter "11. Three tenants, one daemon"
+tell "Leases instead of layouts: GPU 0 to 3 are cut as tenants ask; a daemon owns who has what, and writes it down before it answers."
+if [ "$(id -u)" != 0 ]; then
+  tell "Skipped: without root, who is who on the daemon's socket has to be configured first (docs/operator.md)."
+else
+  sed 's/^/   /' "$examples/dgx-h100-pools.yaml"
+  quiet on_host "$bulkhead" apply -f "$examples/dgx-h100-pools.yaml" --yes
+  wants 0 "the pools of the node file are applied"
+  # The shell itself becomes the daemon: what is killed is it, and not its parent.
+  serve() { (exec env BULKHEAD_ROOT="$twin/root" BULKHEAD_NVML="$twin/lib/libnvidia-ml.so.1" "$bulkhead" serve --listen none --socket "$dir/api.sock" -f "$examples/dgx-h100-pools.yaml" >>"$dir/serve.log" 2>&1) & daemon=$!; disown; }
+  await() { for attempt in $(seq 200); do [ -S "$dir/api.sock" ] && "$@" >/dev/null 2>&1 && return; sleep 0.05; done; }
+  export BULKHEAD_URL=unix:$dir/api.sock
+  serve
+  await on_host "$bulkhead" gpus
+  for tenant in vision speech batch; do
+    quiet on_host "$bulkhead" tenant put "$tenant" leases=4 slices=2
+    wants 0 "tenant $tenant may hold 4 leases, 2 slices"
+    quiet on_host "$bulkhead" token create --user "ada@$tenant" --role tenant --tenant "$tenant" --ttl 1h --quiet
+    wants 0 "and has a token, kept as a hash alone"
+    printf '%s' "$out" >"$dir/$tenant.token"
+  done
+  id_of() { python3 -c 'import json, sys; print(json.load(sys.stdin)["id"])' <<<"$out"; }
+  # asked COMMAND...: what it says on standard output; its progress is on the other.
+  asked() { code=0; out=$("$@" 2>>"$dir/progress") || code=$?; }
+  as() { env BULKHEAD_TOKEN="$(cat "$dir/$1.token")" "${@:2}"; }
+  tell
+  tell "vision asks for half a GPU, speech for a small slice; the instances are cut while they wait."
+  asked as vision "$bulkhead" lease create --class mig --profile 3g.40gb --ttl 1h --wait --json
+  wants 0 "vision has its 3g.40gb"
+  lease=$(id_of)
+  shown as vision "$bulkhead" lease show "$lease"
+  seen 'not isolated' "it says what the slice isolates, and what not"
+  device=$(grep -oE 'MIG-[0-9a-f-]+' <<<"$out" | head -1)
+  on_twin "$smi" -L | grep -q "$device" || broken "nvidia-smi sees vision's slice"
+  claim "NVIDIA's own nvidia-smi sees the slice"
+  shown as vision "$bulkhead" lease run "$lease" -- sh -c 'echo "a program in the lease sees $CUDA_VISIBLE_DEVICES"'
+  seen "$device" "a program in the lease gets that device and no other"
+  asked as speech "$bulkhead" lease create --class mig --profile 1g.10gb --ttl 10s --wait --json
+  wants 0 "speech has a small one, for ten seconds"
+  short=$(id_of)
+  shown as batch "$bulkhead" lease create --class mig --profile 1g.10gb --count 3 --ttl 1h
+  wants 1 "batch asks for three slices: refused, with both numbers and what would help"
+  seen '2' "the quota is 2"
+  quiet as batch "$bulkhead" lease show "$lease"
+  wants 2 "batch cannot even learn that vision's lease exists"
+  tell
+  tell "Now: kill -9 of the daemon."
+  kill -KILL "$daemon" || broken "there was a daemon to kill"
+  for attempt in $(seq 100); do kill -0 "$daemon" 2>/dev/null || break; sleep 0.05; done
+  serve
+  await on_host "$bulkhead" gpus
+  quiet as vision "$bulkhead" lease show "$lease" --json
+  [ "$(grep -c "$device" <<<"$out")" -ge 1 ] || broken "vision's lease is the same one"
+  claim "it is back; vision's lease is the same, on the same device"
+  for attempt in $(seq 300); do
+    quiet as speech "$bulkhead" lease show "$short" --json
+    grep -q '"state": "ended"' <<<"$out" && break
+    sleep 0.1
+  done
+  seen '"state": "ended"' "speech's ten seconds are over: ended, and its slice scrubbed"
+  shown on_host "$bulkhead" lease list --all
+  seen vision "the operator sees all of it"
+  shown on_host "$bulkhead" audit verify
+  wants 0 "every decision is in a log whose lines prove one another, the ones before the kill as well"
+  quiet as vision "$bulkhead" lease release "$lease"
+  wants 0 "vision gives its slice back"
+  kill -TERM "$daemon"
+  for attempt in $(seq 200); do kill -0 "$daemon" 2>/dev/null || break; sleep 0.05; done
+  [ ! -S "$dir/api.sock" ] || broken "SIGTERM ends the daemon in good order: its socket is gone"
+  claim "SIGTERM ends the daemon in good order: its socket is gone"
+  daemon=
+  unset BULKHEAD_URL
+fi
 
 printf '\n%sEvery one of %s claims above was checked as it was made.%s\n' "$bold" "$claims" "$reset"
