@@ -17,7 +17,8 @@ using lease::State;
 
 constexpr std::size_t key_bytes = 128, hex_digits = 64, reason_bytes = 1000, most_ways = 8;
 constexpr std::size_t most_victims = 256, most_looked_at = 1000;
-constexpr std::chrono::seconds look_again{5};
+constexpr std::chrono::seconds look_again{5}, try_again{1};
+constexpr unsigned most_tries = 5;
 constexpr std::size_t reclaims_in_turn = 4;
 
 std::int64_t ms_of(WallTime time) { return time.time_since_epoch().count(); }
@@ -667,6 +668,16 @@ void Control::Inside::prepared(Turn& turn, std::int64_t id, const Result<std::ve
   }
   const auto& error = made.error();
   const std::string why = fmt::format("its slices could not be made: {}", error.message());
+  // What a killed run or another bulkhead left is not what was known when the place was chosen; by the next try
+  // the host has been looked at again. An acknowledged lease is not given up for it.
+  const auto code = error.code();
+  const bool may_pass = code == Errc::no_capacity || code == Errc::in_use || code == Errc::conflict ||
+                        code == Errc::unavailable;
+  if (may_pass && entry.tries < most_tries) {
+    ++entry.tries;
+    entry.again = turn.now + try_again;
+    return set_entry(turn, id, std::move(entry));
+  }
   if (!entry.lease->ask.wait) return step(turn, daemon_caller(), id, lease::Event::cannot, why);
   // It waits on, and not at the head of the line for the same place at once.
   step(turn, daemon_caller(), id, lease::Event::wait, why);
@@ -851,6 +862,7 @@ void Control::Inside::alarm(Turn& turn, std::int64_t id) {
   entry.again.reset();
   set_entry(turn, id, entry);
   if (lease->state == State::releasing && !entry.at_work) scrub(turn, id);
+  if (lease->state == State::preparing && !entry.at_work) prepare_again(turn, id);
   if (lease->state == State::queued) {
     retry_queue = true;
     preempt_for(turn, id);

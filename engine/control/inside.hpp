@@ -115,7 +115,8 @@ struct Entry {
   bool at_work = false;                // a job for it is in a lane
   std::int64_t preempts_for = 0;       // the lease it was given notice for
   bool preempts = false;               // others were given notice for it
-  std::optional<WallTime> again = {};  // scrub again, look for a place again
+  unsigned tries = 0;                  // preparations that failed and may go better next time
+  std::optional<WallTime> again = {};  // scrub, prepare, look for a place again
 };
 
 // A GPU as last looked at.
@@ -170,6 +171,7 @@ struct Control::Inside {
   Status first_look();
   void resume();
   void in_the_way(const lease::Part& part, std::vector<slice::Place>& out);
+  void prepare_again(Turn& turn, std::int64_t id);
 
   // ---- control.cpp: the loop
   void loop();

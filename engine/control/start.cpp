@@ -142,6 +142,21 @@ void Control::Inside::in_the_way(const lease::Part& part, std::vector<slice::Pla
   }
 }
 
+// The same places again: what stands there already is taken for made. A kill, or a change by others, may have
+// left instances across them.
+void Control::Inside::prepare_again(Turn& turn, std::int64_t id) {
+  slice::Change change;
+  for (const auto& part : entries.at(id).lease->parts) {
+    if (!part.start) continue;
+    change.create.push_back({.gpu = part.gpu, .profile = part.profile, .start = *part.start});
+    in_the_way(part, change.destroy);
+  }
+  std::erase_if(change.destroy, [&](const slice::Place& place) {
+    return std::find(change.create.begin(), change.create.end(), place) != change.create.end();
+  });
+  prepare(turn, id, std::move(change));
+}
+
 // In the loop's first batch.
 void Control::Inside::resume() {
   later({.run =
@@ -156,18 +171,7 @@ void Control::Inside::resume() {
                  if (lease->state == lease::State::active) tell_runtimes(turn, lease);
                  if (lease->state == lease::State::releasing) scrub(turn, id);
                  if (lease->state != lease::State::preparing) continue;
-                 // The same places again: what stands there already is taken for made.
-                 slice::Change change;
-                 for (const auto& part : lease->parts) {
-                   if (!part.start) continue;
-                   change.create.push_back({.gpu = part.gpu, .profile = part.profile, .start = *part.start});
-                   // The kill may have come before the idle instances there were taken away.
-                   in_the_way(part, change.destroy);
-                 }
-                 std::erase_if(change.destroy, [&](const slice::Place& place) {
-                   return std::find(change.create.begin(), change.create.end(), place) != change.create.end();
-                 });
-                 prepare(turn, id, std::move(change));
+                 prepare_again(turn, id);
                }
              },
          .ours = true});
