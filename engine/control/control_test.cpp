@@ -218,6 +218,31 @@ TEST_F(ControlTest, QuotasAreNeverPassedAndSayBothNumbers) {
   EXPECT_TRUE(reaches(queued.id, State::active));
 }
 
+TEST_F(ControlTest, ATenantWhoIsRefusedWithoutEndFillsNoLogAndNoOthersLinesAreMissing) {
+  start();
+  tenant("vision", {.leases = 0});
+  tenant("speech", {.leases = 0});
+  std::promise<void> over;
+  std::atomic<int> left = 1500;
+  for (int i = 0; i < 1500; ++i) {
+    control_->create_lease(of("vision"), exclusive(), {}, [&](const Answer<lease::Lease>& answer) {
+      EXPECT_EQ(refused(answer).why, Denied::quota);
+      if (--left == 0) over.set_value();
+    });
+  }
+  over.get_future().wait();
+  refused(create(of("speech"), exclusive()));
+  const auto events = control_->events_after(0, 5000).value();
+  const auto of_tenant = [&](std::string_view name) {
+    return std::count_if(events.begin(), events.end(), [&](const Event& event) {
+      return event.tenant == name && event.outcome.starts_with("refused");
+    });
+  };
+  EXPECT_GE(of_tenant("vision"), 600);
+  EXPECT_LE(of_tenant("vision"), 1200) << "a minute may have ended meanwhile";
+  EXPECT_EQ(of_tenant("speech"), 1);
+}
+
 TEST_F(ControlTest, MonthlyGpuHoursRunUpAndRefuseWhenSpent) {
   start();
   tenant("vision", {.gpu_seconds_month = 3600});

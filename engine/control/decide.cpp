@@ -668,8 +668,8 @@ void Control::Inside::prepared(Turn& turn, std::int64_t id, const Result<std::ve
   }
   const auto& error = made.error();
   const std::string why = fmt::format("its slices could not be made: {}", error.message());
-  // What a killed run or another bulkhead left is not what was known when the place was chosen; by the next try
-  // the host has been looked at again. An acknowledged lease is not given up for it.
+  // What a killed run or another bulkhead left is not what was known when the place was chosen; by the next
+  // try the host has been looked at again. An acknowledged lease is not given up for it.
   const auto code = error.code();
   const bool may_pass = code == Errc::no_capacity || code == Errc::in_use || code == Errc::conflict ||
                         code == Errc::unavailable;

@@ -152,6 +152,11 @@ struct Used {
   WallTime at = {};
 };
 
+struct Flood {  // of refusals, in one minute
+  std::uint64_t minute = 0;
+  unsigned count = 0, dropped = 0;
+};
+
 struct TokenIndex {
   std::map<std::string, book::Token, std::less<>> by_id = {};
   std::map<std::string, std::string, std::less<>> by_certificate = {};
@@ -193,6 +198,7 @@ struct Control::Inside {
                                 const std::string& what) const;
   void note(Turn& turn, const Caller& caller, std::string verb, std::string what, std::string tenant,
             std::string outcome, Json detail);
+  bool worth_a_line(Turn& turn, const std::string& tenant);
   void note_refusal(Turn& turn, const Caller& caller, const std::string& verb, const std::string& what,
                     const Refusal& refusal, const std::string& tenant);
   void put_tenant(Turn& turn, const Caller& caller, tenant::Tenant wanted,
@@ -328,9 +334,8 @@ struct Control::Inside {
   std::string driver_trouble = {}, disk_trouble = {};
   std::uint64_t next_tick = 0, next_look = 0, next_forget = 0;
   bool looking = false;
-  std::vector<Command> postponed = {};  // of the lanes, whose batch was not durable; for the next tick
-  std::uint64_t refused_window = 0;
-  unsigned refused_count = 0, refused_dropped = 0;
+  std::vector<Command> postponed = {};       // of the lanes, whose batch was not durable; for the next tick
+  std::map<std::string, Flood> floods = {};  // by tenant
 
   // shared with readers
   std::atomic<std::shared_ptr<const Snapshot>> snapshot = {};

@@ -147,6 +147,7 @@ void Control::Inside::note(Turn& turn, const Caller& caller, std::string verb, s
 void Control::Inside::note_refusal(Turn& turn, const Caller& caller, const std::string& verb,
                                    const std::string& what, const Refusal& refusal,
                                    const std::string& tenant) {
+  if (!worth_a_line(turn, caller.tenant)) return;
   Json detail{{"why", refusal.what.substr(0, book::text_bytes)}};
   if (!refusal.reasons.empty()) {
     detail["reasons"] = Json::array();
@@ -158,21 +159,28 @@ void Control::Inside::note_refusal(Turn& turn, const Caller& caller, const std::
   note(turn, caller, verb, what, tenant, fmt::format("refused: {}", name_of(refusal.why)), std::move(detail));
 }
 
-// A flood of refused requests must not fill the disk with lines: beyond a number a minute they are counted.
+// A flood of refused requests must not fill the disk with lines: beyond a number a minute of one tenant
+// (those of none count as one) they are counted.
+bool Control::Inside::worth_a_line(Turn& turn, const std::string& tenant) {
+  const std::uint64_t minute = monotonic_ns() / minute_ns;
+  Flood& flood = floods[live.tenants.contains(tenant) ? tenant : std::string()];
+  if (minute != flood.minute) {
+    const auto dropped = flood.dropped;
+    flood = {.minute = minute};
+    if (dropped > 0)
+      note(turn, daemon_caller(), "refuse", "access", tenant, "done", Json{{"notWritten", dropped}});
+  }
+  if (flood.count >= refused_a_minute) {
+    ++flood.dropped;
+    return false;
+  }
+  ++flood.count;
+  return true;
+}
+
 void Control::Inside::refused(Turn& turn, const Caller& caller, const std::string& verb,
                               const std::string& what, const std::string& why) {
-  const std::uint64_t minute = monotonic_ns() / minute_ns;
-  if (minute != refused_window) {
-    if (refused_dropped > 0)
-      note(turn, daemon_caller(), "refuse", "access", "", "done", Json{{"notWritten", refused_dropped}});
-    refused_window = minute;
-    refused_count = refused_dropped = 0;
-  }
-  if (refused_count >= refused_a_minute) {
-    ++refused_dropped;
-    return;
-  }
-  ++refused_count;
+  if (!worth_a_line(turn, caller.tenant)) return;
   note(turn, caller, printable(verb, 100), "access/" + printable(what, 400), caller.tenant, "refused",
        Json{{"why", printable(why, 400)}});
 }

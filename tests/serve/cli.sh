@@ -70,7 +70,8 @@ exits "a program that fails gives its code, in a lease of its own" 7 "$b" lease 
 says "which is given back" 'released' "$out"
 exits "beyond the quota is an answer, with reasons" 1 "$b" lease create --class exclusive --count 2
 says "the quota is named" 'gpus|GPUs' "$out"
-exits "a profile that there is not is a mistake" 2 "$b" lease create --class mig --profile 9g.999gb
+exits "a profile that there is not is refused, with those there are" 1 "$b" lease create --class mig --profile 9g.999gb
+says "by name" '3g.40gb' "$out"
 exits "a tenant may make no tenants" 2 "$b" tenant put other
 says "it is told what to do" 'administrator|right' "$out"
 exits "what there is not is said" 2 "$b" lease show 4711
