@@ -1,4 +1,5 @@
-// What each errno of these files means. Seen on Linux 6.1 and 6.12 unless the row says where else it is from.
+// What each errno of these files means: seen on Linux 6.1 or 6.12 (tests/lab makes the common ones again), or read in the
+// kernel's source and ABI documents. What no kernel has shown us yet may have another cause than the row says.
 #include <array>
 #include <cerrno>
 #include <cstring>
