@@ -87,7 +87,8 @@ def lease_on(daemon, token, **more):
 def load(*words, stdin=None):
     done = subprocess.run([LOAD, *map(str, words)], input=stdin, capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit("api_load %s: %s" % (" ".join(map(str, words[:1])), done.stderr))
+        print("api_load %s: %s" % (" ".join(map(str, words[:1])), done.stderr), file=sys.stderr)
+        os._exit(1)  # also from a thread
     return json.loads(done.stdout)
 
 
@@ -156,8 +157,8 @@ http { access_log off; sendfile on; keepalive_requests 10000; default_type appli
                     process.wait()
 
 
-def watchers(place, number, rounds, then):
-    """Starts api_load watch; `then` runs when all streams are open; its JSON."""
+def watchers(place, number, rounds, then, change=True):
+    """Starts api_load watch; `then` runs when all streams are open; its JSON. Without `change` they only listen."""
     name = tokens(place, max(1, number // 50))
     process = subprocess.Popen([LOAD, "watch", "127.0.0.1", str(place.daemon.port), name, str(number), str(rounds), "POST",
                                 PREFIX + "/leases/%d/renew" % place.lease, '{"ttlSeconds": 36@ROUND}'.replace("36@ROUND", "3600")],
@@ -166,6 +167,10 @@ def watchers(place, number, rounds, then):
     if line.strip() != "open":
         sys.exit("api_load watch: " + line + process.stderr.read())
     then()
+    if not change:
+        process.kill()
+        process.wait()
+        return {}
     out, error = process.communicate("go\n")
     if process.returncode != 0:
         sys.exit("api_load watch: " + error)
@@ -280,7 +285,7 @@ def bench_sizing(options):
         def look():
             result = {}
             name = os.path.join(place.work, "tokens")
-            thread = threading.Thread(target=lambda: result.update(load("get", "127.0.0.1", daemon.port, name, 8, 22, 45, PREFIX + "/leases/%d" % place.lease)))
+            thread = threading.Thread(target=lambda: result.update(load("get", "127.0.0.1", daemon.port, name, 1, 22, 45, PREFIX + "/leases/%d" % place.lease)))
             changes = threading.Thread(target=changing)
             out["quiet watchers"] = share(5)
             thread.start()
@@ -297,7 +302,7 @@ def bench_sizing(options):
                 began = time.monotonic()
                 client.ask("POST", PREFIX + "/leases/%d/renew" % place.lease, {"ttlSeconds": 3600})
                 time.sleep(max(0, 0.2 - (time.monotonic() - began)))
-        watchers(place, 200, 1, look)
+        watchers(place, 200, 1, look, change=False)
         print("  of one core: idle with 56 leases %.2f %%; with 200 watchers %.2f %%; with 45 GET/s and 5 renewals/s besides %.2f %%" % (idle, out["quiet watchers"], out["busy"]))
         print("  of 4 cores: %.2f %% busy; GET p50 %.2f p99 %.2f ms; %d of %d not 200; resident %.1f MiB" % (
             out["busy"] / 4, out["ms"]["p50"], out["ms"]["p99"], out["not_200"], out["sent"], memory(pid)[0] / (1 << 20)))
