@@ -800,7 +800,8 @@ Result<Outcome> Session::rollback() {
         };
         const auto theirs =
             std::count_if(gpu.instances.begin(), gpu.instances.end(),
-                          [&](const auto& instance) { return !instance.ours && stays(instance); });
+                          // One that stands where ours stood before a reboot is theirs all the same.
+                          [](const auto& instance) { return !instance.ours; });
         const auto of_leases =
             std::count_if(gpu.instances.begin(), gpu.instances.end(),
                           [&](const auto& instance) { return instance.ours && stays(instance); });
