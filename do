@@ -4,12 +4,14 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
 build_packages=(g++ cmake ninja-build ccache pkg-config libfmt-dev nlohmann-json3-dev libyaml-cpp-dev libsqlite3-dev
-  libsystemd-dev libcli11-dev libgtest-dev libgmock-dev libboost1.81-dev libssl-dev)
-run_packages=(libsystemd0 tmux hwloc python3 strace sqlite3 libncurses6 libncursesw6 systemd)
+  libsystemd-dev libcli11-dev libgtest-dev libgmock-dev libboost1.81-dev libssl-dev libncurses-dev libre2-dev zlib1g-dev)
+run_packages=(libsystemd0 tmux hwloc python3 strace sqlite3 libncurses6 libncursesw6 systemd podman runc busybox-static)
 # The lab boots real kernels under QEMU; what it cannot get it skips with words. Kernels and a newer QEMU are unpacked
 # below build/lab by tests/lab/lab/fetch.py.
 lab_packages=(qemu-system-x86 qemu-system-data seabios ipxe-qemu busybox-static kmod xz-utils zstd e2fsprogs make ipmitool
   driverctl pciutils jq strace bash coreutils python3)
+# A libvirtd of the test's own; without these packages it says so and is skipped.
+libvirt_packages=(libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils qemu-system-x86)
 lint_packages=(clang clang-format clang-tidy libclang-rt-14-dev gcovr)
 # Real NVML clients and the vendor's header live in contrib and non-free. They are unpacked below build/deps, not
 # installed: their dependencies would pull a driver onto this machine.
@@ -17,7 +19,6 @@ client_packages=(libnvidia-ml-dev nvidia-smi libnvidia-ml1 nvtop python3-pynvml 
 
 export CCACHE_SLOPPINESS=pch_defines,time_macros
 jobs=$(nproc)
-presets=(release debug)
 
 # A twin is sixteen thousand small files: half a second on tmpfs, up to half a minute on a busy disk. /dev/shm is used
 # when it is roomy and may hold programs (containers often give 64 MB of it, or mount it noexec).
@@ -104,8 +105,18 @@ build() {  # build PRESET TARGET...
 }
 
 # Not there is not wrong: the suite then says what it lacks. (The subshell keeps die() from ending the tests.)
+prepare_libvirt() { (ensure "${libvirt_packages[@]}") || say "libvirt's packages cannot be installed; tests/libvirt is skipped"; }
 prepare_lab() { (ensure "${lab_packages[@]}") || say "the lab's packages cannot be installed; its scenarios are skipped"; }
 
+# Unpacked, not installed: the package would start a server of its own on this machine.
+prepare_prometheus() {
+  command -v prometheus >/dev/null || [ -x build/deps/usr/bin/prometheus ] && return
+  (
+    apt_update
+    mkdir -p build/deps/archives && cd build/deps/archives && apt-get download -qq prometheus 2>/dev/null &&
+      dpkg -x prometheus_*.deb .. && rm -f prometheus_*.deb
+  ) || say "prometheus cannot be had; tests/telemetry does without it"
+}
 prepare_build() { ensure "${build_packages[@]}"; clients; }
 
 bench_gpu() {  # where nothing can be installed or built (a GPU machine without a network), what was carried is measured
@@ -135,26 +146,55 @@ tally() {  # tally NAME LOG STATUS: adds up a suite's closing "N passed, M faile
 }
 
 suite() {  # suite NAME COMMAND...: runs it, shows failures, adds it up
-  local name=$1 log=build/logs/$1.log status=0 started=$SECONDS
+  begin "$@"
+  finish "$1"
+}
+
+declare -A under_way=() began=()
+begin() {  # begin NAME COMMAND...: runs it beside the others until finish NAME
+  local name=$1
   shift
   mkdir -p build/logs
-  "$@" >"$log" 2>&1 </dev/null || status=$?
+  began[$name]=$SECONDS
+  (
+    status=0
+    "$@" >"build/logs/$name.log" 2>&1 </dev/null || status=$?
+    printf '%s\n' $SECONDS >"build/logs/$name.end"
+    exit $status
+  ) &
+  under_way[$name]=$!
+}
+
+finish() {
+  local name=$1 log=build/logs/$1.log status=0
+  wait "${under_way[$name]}" || status=$?
   if [ $status != 0 ]; then
     grep -aE '^not ok|\[  FAILED  \]|ERROR: |runtime error|Failure$' -A6 "$log" | head -60 || true
     printf -- '-- last lines of %s:\n' "$log"; tail -15 "$log"
   fi
-  tally "$name" "$log" $status $((SECONDS - started))
+  tally "$name" "$log" $status $(($(cat "build/logs/$name.end" 2>/dev/null || echo $SECONDS) - began[$name]))
 }
 
-unit_tests() {  # the unit tests under ASan and UBSan; gtest's own summary becomes the closing line
+# Suites that mostly wait for what a twin's machine does in its own time: they run beside all others.
+waiting=(protect telemetry heal)
+
+unit_tests() {  # unit_tests PROGRAM: gtest's own summary becomes the closing line
   local out status=0
-  out=$(build/debug/bin/bulkhead_tests --gtest_brief=1 2>&1) || status=$?
+  out=$("$1" --gtest_brief=1 2>&1) || status=$?
   printf '%s\n' "$out"
   local passed failed
   passed=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?\.$/\1/p' <<<"$out" | tail -1)
   failed=$(sed -nE 's/^ *([0-9]+) FAILED TESTS?$/\1/p' <<<"$out" | tail -1)
   [ -n "$passed" ] || { passed=0; failed=${failed:-1}; }
   printf '%s passed, %s failed\n' "$passed" "${failed:-0}"
+  return $status
+}
+
+demo_claims() {  # the demo ends at the first claim that is not true
+  local status=0
+  bash demo/demo.sh >build/logs/demo.story 2>&1 || status=$?
+  grep -F 'NOT TRUE' -A40 build/logs/demo.story || true
+  printf '%s passed, %s failed\n' "$(grep '^=> ' build/logs/demo.story | grep -vc 'NOT TRUE')" "$status"
   return $status
 }
 
@@ -167,14 +207,16 @@ closing() {
 run_suites() {  # every script of tests/*/, in name order; BULKHEAD_QUICK=1 leaves the long enumerations out
   export BIN=$PWD/build/bin DEPS=$PWD/build/deps
   local script name
+  for name in "${waiting[@]}"; do begin "$name" bash "tests/$name/run.sh"; done
   for script in tests/*/*.sh; do
     name=$(basename "$script" .sh)
     case $name in
       lib) continue ;;
       run) name=$(basename "$(dirname "$script")") ;;
     esac
-    suite "$name" bash "$script"
+    [ -n "${under_way[$name]:-}" ] || suite "$name" bash "$script"
   done
+  for name in "${waiting[@]}"; do finish "$name"; done
 }
 
 memory_tmp
@@ -193,22 +235,28 @@ case "${1:-help}" in
     prepare_build
     ensure "${run_packages[@]}"
     prepare_lab
-    say "building (release, and the unit tests with sanitizers)"
-    build release all
-    build debug bulkhead_tests
+    prepare_libvirt
+    prepare_prometheus
+    say "building"
+    build release all bulkhead_tests
     say "testing"
-    suite unit unit_tests
+    begin unit unit_tests build/bin/bulkhead_tests
     BULKHEAD_QUICK=1 run_suites
+    finish unit
     closing
     ;;
   test-all)
     prepare_build
     ensure "${run_packages[@]}" "${lint_packages[@]}"
     prepare_lab
-    build release all
+    prepare_libvirt
+    prepare_prometheus
+    build release all bulkhead_tests
     build debug bulkhead_tests
-    suite unit unit_tests
+    suite sanitizers unit_tests build/debug/bin/bulkhead_tests
+    suite unit unit_tests build/bin/bulkhead_tests
     BULKHEAD_QUICK=0 run_suites
+    suite demo demo_claims
     suite coverage bash tests/coverage.sh
     suite fuzz bash tests/fuzz.sh "${BULKHEAD_FUZZ_SECONDS:-60}"
     suite lint bash tests/lint.sh
@@ -249,7 +297,7 @@ case "${1:-help}" in
     cat <<'EOF'
 ./do demo       the main job on a simulated eight-GPU machine, told as a story (under 5 minutes the first time)
 ./do test       build and test everything that fits in CI
-./do test-all   the long enumerations, coverage, fuzzing and clang-tidy as well
+./do test-all   the long enumerations, the unit tests under ASan and UBSan, coverage, fuzzing and clang-tidy as well
 ./do lab        real kernels in emulated machines: every scenario, or those named (--list shows them)
 ./do build      build/bin/bulkhead and the twin's libraries
 ./do bench      every benchmark, each a ratio against a peer or a floor of the same run

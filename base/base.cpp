@@ -199,6 +199,9 @@ class Builder final : public nlohmann::json_sax<Json> {
 }  // namespace
 
 Result<Json> parse_json(std::string_view text, std::size_t depth) {
+  // The library takes a NUL for the end and never looks behind it; JSON has none, in strings neither.
+  if (const auto nul = text.find('\0'); nul != std::string_view::npos)
+    return Error(Errc::invalid, fmt::format("not valid JSON (at byte {}): a NUL byte", nul + 1));
   Builder builder(depth);
   if (!Json::sax_parse(text, &builder)) return Error(Errc::invalid, std::move(builder.mistake));
   return std::move(builder.value);

@@ -29,6 +29,12 @@ TEST(Json, SaysWhereItIsNone) {
   }
 }
 
+TEST(Json, DoesNotEndAtANulByte) {
+  using namespace std::string_view_literals;
+  for (const auto bad : {"{}\0"sv, "\0{}"sv, "{\"a\":1}\0x"sv, "{\"a\0\":1}"sv, "\0"sv})
+    EXPECT_FALSE(parse_json(bad).ok()) << bad;
+}
+
 TEST(Json, TakesNoKeyTwice) {
   for (const char* bad : {R"({"a":1,"a":2})", R"([{"x":{"k":1,"l":2,"k":3}}])", R"({"a":1,"\u0061":1})"}) {
     const auto read = parse_json(bad);

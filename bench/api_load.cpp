@@ -27,6 +27,7 @@
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -281,6 +282,7 @@ Json cycle(Loop& loop, std::size_t connections, double seconds, const std::strin
     Connection* c = nullptr;
     Clock::time_point begun = {}, asked = {};
     bool under_way = false;
+    std::optional<Clock::time_point> again = {};  // who was refused comes back in a moment
   };
   std::vector<One> all(connections);
   bool stop = false;
@@ -293,7 +295,8 @@ Json cycle(Loop& loop, std::size_t connections, double seconds, const std::strin
         ++refused;
         last_refusal = said;
         if (status != 409 && status != 429 && status != 503) die("create: " + std::string(said));
-        return create(one);
+        one.again = Clock::now() + std::chrono::milliseconds(5);
+        return;
       }
       creates.push_back(ms_since(one.asked));
       const auto lease = parse_json(said);
@@ -312,11 +315,24 @@ Json cycle(Loop& loop, std::size_t connections, double seconds, const std::strin
   };
   for (std::size_t i = 0; i < connections; ++i) all[i].c = &loop.add(i);
   for (auto& one : all) create(one);
-  while (ms_since(start) < seconds * 1000) loop.turn(20);
+  const auto come_back = [&] {
+    for (auto& one : all) {
+      if (!one.again || Clock::now() < *one.again) continue;
+      one.again.reset();
+      create(one);
+    }
+  };
+  while (ms_since(start) < seconds * 1000) {
+    loop.turn(1);
+    come_back();
+  }
   const double took = ms_since(start) / 1000;
   const std::size_t done = pairs.size();
   stop = true;
-  while (std::any_of(all.begin(), all.end(), [](const One& one) { return one.under_way; })) loop.turn(20);
+  while (std::any_of(all.begin(), all.end(), [](const One& one) { return one.under_way; })) {
+    loop.turn(1);
+    come_back();
+  }
   return {{"connections", connections},
           {"seconds", took},
           {"pairs", done},

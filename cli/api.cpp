@@ -42,7 +42,7 @@ Result<Json> document(const Client& client, Result<Answer> answer) {
   }
   if (answer->status == 403 && error.hint().empty())
     return std::move(error).with_hint(
-        "ask an administrator, or use a token with that right: bulkhead login --help");
+        "ask an administrator; with another token that may: bulkhead login --help");
   return error;
 }
 
@@ -104,7 +104,35 @@ std::string when(std::string_view rfc3339) {
   const char* end = ::strptime(copy.c_str(), "%Y-%m-%dT%H:%M:%S", &parts);
   if (end == nullptr) return printable(rfc3339, 40);
   const auto at = ::timegm(&parts), now = ::time(nullptr);
-  return at >= now ? "in " + span(at - now) : span(now - at) + " ago";
+  if (at == now) return "now";
+  return at > now ? "in " + span(at - now) : span(now - at) + " ago";
+}
+
+bool over(std::string_view state) { return state == "ended" || state == "failed"; }
+
+Result<std::uint64_t> seconds_of(const std::string& text) {
+  if (text.ends_with('d')) {
+    const auto days = parse_u64(std::string_view(text).substr(0, text.size() - 1));
+    if (days && *days <= 90) return *days * 86'400;
+    return Error(Errc::invalid, fmt::format("{} is no number of days up to 90", printable(text, 40)),
+                 "like 30m, 8h or 7d");
+  }
+  BH_TRY(const auto ns, parse_duration(text));
+  return ns / 1'000'000'000;
+}
+
+volatile std::sig_atomic_t Asked::to_stop = 0;
+
+Asked::Asked() {
+  to_stop = 0;
+  struct sigaction ask = {};
+  ask.sa_handler = [](int number) { to_stop = number; };
+  sigaction(SIGINT, &ask, &interrupt_);
+  sigaction(SIGTERM, &ask, &terminate_);
+}
+Asked::~Asked() {
+  sigaction(SIGINT, &interrupt_, nullptr);
+  sigaction(SIGTERM, &terminate_, nullptr);
 }
 
 std::string id_of_lease(const Json& lease) { return std::to_string(number(lease, "id")); }

@@ -1,6 +1,9 @@
 // What the verbs that speak the API share. Internal to cli.
 #pragma once
 
+#include <signal.h>
+
+#include <csignal>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -37,6 +40,22 @@ std::int64_t number(const Json& object, const char* key);
 std::string when(std::string_view rfc3339);
 std::string span(std::int64_t seconds);  // "1h 5m"
 std::string id_of_lease(const Json& lease);
+bool over(std::string_view state_of_lease);
+// "30s", "2h", "7d": seconds, at most 90 days.
+Result<std::uint64_t> seconds_of(const std::string& text);
+
+// While it lives, SIGINT and SIGTERM only ask.
+class Asked {
+ public:
+  Asked();
+  Asked(const Asked&) = delete;
+  Asked& operator=(const Asked&) = delete;
+  ~Asked();
+  static volatile std::sig_atomic_t to_stop;  // the signal's number; 0: none came
+
+ private:
+  struct sigaction interrupt_ = {}, terminate_ = {};
+};
 
 // Asks on the terminal; false without one.
 bool confirm(std::string_view question);

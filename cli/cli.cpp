@@ -317,6 +317,10 @@ Result<std::uint64_t> parse_memory(std::string_view text) {
   for (const auto& [unit, shift] : units) {
     if (!text.ends_with(unit)) continue;
     const auto value = parse_u64(text.substr(0, text.size() - unit.size()));
+    // A bare number is bytes, and nobody means so few: "20" was to be 20GiB.
+    if (value && shift == 0 && *value > 0 && *value < 1U << 20U)
+      return Error(Errc::invalid, fmt::format("{} would be {} bytes", printable(text), *value),
+                   "say the unit: 512MiB or 20GiB");
     if (value && *value <= (1ULL << 44U >> shift)) return *value << shift;
     break;
   }

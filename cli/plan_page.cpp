@@ -152,8 +152,9 @@ std::function<void(const execute::Event&)> teller(const Context& context, bool q
         break;
       case Kind::done:
       case Kind::undone:
-        line = fmt::format("{} {}\n", paint(context, Tone::good, "done"),
-                           paint(context, Tone::dim, seconds(event.elapsed_ms)));
+        line = fmt::format("{} {}\n{}", paint(context, Tone::good, "done"),
+                           paint(context, Tone::dim, seconds(event.elapsed_ms)),
+                           event.note.empty() ? "" : fmt::format("      note: {}\n", event.note));
         break;
       case Kind::failed:
       case Kind::undo_failed:

@@ -1,11 +1,24 @@
 // bulkhead apply: makes the host what the node file says, or leaves it as it was.
+#include <algorithm>
 #include <memory>
+#include <optional>
+#include <variant>
 
 #include <fmt/format.h>
 
+#include "cli/daemon_rest.hpp"
 #include "cli/plan_page.hpp"
 
 namespace bulkhead::cli {
+
+namespace {
+// The driver changes a MIG mode only while nobody has the GPU open.
+bool needs_idle_driver(const plan::Plan& plan) {
+  return std::any_of(plan.steps.begin(), plan.steps.end(), [](const plan::Step& step) {
+    return std::holds_alternative<plan::SetMigMode>(step.action);
+  });
+}
+}  // namespace
 
 std::function<int(const Context&)> bind_apply(CLI::App& app) {
   struct Options {
@@ -58,14 +71,30 @@ std::function<int(const Context&)> bind_apply(CLI::App& app) {
     execute::Options run{.access = access_of(context), .plan = how, .grace_ms = options->grace * 1000};
     if (options->step_timeout > 0) run.step_deadline_ms = static_cast<unsigned>(options->step_timeout * 1000);
     run.tell = teller(context, options->json);
-    if (!options->yes) {
-      run.agree = [&](const execute::Proposal& proposal) {
+    std::unique_ptr<DaemonRest> rest;
+    std::optional<Error> no_rest;
+    const auto let_go = [&] {
+      auto begun = DaemonRest::begin(context);
+      if (begun.ok())
+        rest = std::move(*begun);
+      else
+        no_rest = std::move(begun).error();
+      return !no_rest;
+    };
+    // The daemon's files are in the way of the plan itself where a device changes its driver.
+    if (!node.node.devices.empty() && !let_go()) return fail(context, Error(*no_rest).in("apply"));
+    const auto agree = [&](const execute::Proposal& proposal) {
+      if (!options->yes) {
         print(render(context, *proposal.plan(), proposal.host) + "\n");
-        return ask("Carry it out?");
-      };
-    }
+        if (!ask("Carry it out?")) return false;
+      }
+      return rest || !needs_idle_driver(*proposal.plan()) || let_go();
+    };
+    if (!options->yes || DaemonRest::somebody(context)) run.agree = agree;
     run.stop = stop_on_signal();
     const auto outcome = execute::apply(run, node.node, node.text);
+    rest.reset();
+    if (no_rest) return fail(context, Error(*no_rest).in("apply").in("nothing was done"));
     if (!outcome.ok()) return fail(context, Error(outcome.error()).in("apply"));
     return report(context, *outcome, options->json);
   };

@@ -1,4 +1,4 @@
-// bulkhead audit, gpus: what was done, and what there is.
+// bulkhead audit: what was done.
 #include <fmt/format.h>
 #include <CLI/App.hpp>
 
@@ -12,7 +12,7 @@ namespace {
 
 struct Options {
   std::string url = {}, state = {};
-  std::size_t most = 100;
+  std::size_t most = 100, newest = 0;  // newest 0: oldest first
   bool json = false, remote = false;
 };
 
@@ -59,7 +59,8 @@ int audit_verify(const Context& context, const Options& o) {
 int audit_list(const Context& context, const Options& o) {
   auto client = api::connect(o.url);
   if (!client.ok()) return fail(context, Error(client.error()).in("audit list"));
-  auto all = api::all(**client, "/api/v1/audit", o.most);
+  auto all = o.newest != 0 ? api::all(**client, "/api/v1/audit?order=newest", o.newest)
+                           : api::all(**client, "/api/v1/audit", o.most);
   if (!all.ok()) return fail(context, Error(all.error()).in("audit list"));
   if (o.json) return print(dump(Json{{"lines", *all}}) + "\n");
   Table table({"ID", "AT", "WHO", "FROM", "DID", "TO", "OUTCOME"});
@@ -75,49 +76,24 @@ int audit_list(const Context& context, const Options& o) {
   return print(table.str(context));
 }
 
-int gpus(const Context& context, const Options& o) {
-  auto client = api::connect(o.url);
-  if (!client.ok()) return fail(context, Error(client.error()).in("gpus"));
-  const auto host = api::get(**client, "/api/v1/host");
-  if (!host.ok()) return fail(context, Error(host.error()).in("gpus"));
-  if (o.json) return print(dump(*host) + "\n");
-  std::string out;
-  if (host->value("draining", Json(false)) == true)
-    out += paint(context, Tone::warn, "draining: nothing new is granted") + "\n";
-  if (const auto trouble = api::text(*host, "trouble"); !trouble.empty())
-    out += paint(context, Tone::bad, trouble) + "\n";
-  Table table({"GPU", "NAME", "POOL", "FREE", "NUMA", "LEASES"});
-  const auto gpus_of = host->value("gpus", Json::array());
-  for (const auto& gpu : gpus_of) {
-    const auto free = gpu.find("free");
-    const double part = free != gpu.end() && free->is_number() ? free->get<double>() : 0;
-    std::string leases;
-    const auto held = gpu.value("leases", Json::array());
-    for (const auto& id : held) leases += (leases.empty() ? "" : ", ") + id.dump();
-    const auto why = api::text(gpu, "why");
-    table.row({std::to_string(api::number(gpu, "index")), api::text(gpu, "name"), api::text(gpu, "pool"),
-               fmt::format("{:.0f} %", part * 100), std::to_string(api::number(gpu, "numaNode")),
-               !why.empty()     ? why
-               : leases.empty() ? "-"
-                                : leases},
-              {Tone::bold, Tone::plain, Tone::plain, part > 0 ? Tone::good : Tone::dim, Tone::dim,
-               why.empty() ? Tone::plain : Tone::warn});
-  }
-  return print(out + table.str(context));
-}
-
 }  // namespace
 
 std::function<int(const Context&)> bind_audit(CLI::App& app) {
   Subverbs<Options> verbs(app);
   const auto o = verbs.options;
   verbs.add(
-      "list", "Who did what, oldest first", "bulkhead audit list --most 20\nbulkhead audit list --json",
+      "list", "Who did what, oldest first",
+      "bulkhead audit list --newest 20    the last 20, newest first\nbulkhead audit list --json",
       [&](CLI::App& sub) {
-        sub.add_option("--most", o->most, "Lines (100)")->check([](const std::string& text) {
+        const auto bounded = [](const std::string& text) {
           const auto n = parse_u64(text);
           return n && *n >= 1 && *n <= 100'000 ? "" : "from 1 to 100000";
-        });
+        };
+        auto* most = sub.add_option("--most", o->most, "Lines (100)")->check(bounded);
+        sub.add_option("--newest", o->newest, "So many of the end of the log, newest first")
+            ->check(bounded)
+            ->type_name("N")
+            ->excludes(most);
         sub.add_flag("--json", o->json, "For programs");
         api::add_url(sub, o->url);
       },
@@ -136,13 +112,6 @@ std::function<int(const Context&)> bind_audit(CLI::App& app) {
       },
       audit_verify);
   return verbs.run();
-}
-
-std::function<int(const Context&)> bind_gpus(CLI::App& app) {
-  auto options = std::make_shared<Options>();
-  app.add_flag("--json", options->json, "For programs");
-  api::add_url(app, options->url);
-  return [options](const Context& context) { return gpus(context, *options); };
 }
 
 }  // namespace bulkhead::cli

@@ -1,6 +1,10 @@
 // bulkhead dmon: a line a GPU and a slice every second, for scripts. It samples by itself; nothing is
 // changed.
+#include <unistd.h>
+
+#include <algorithm>
 #include <csignal>
+#include <cstdio>
 
 #include <chrono>
 #include <thread>
@@ -58,34 +62,42 @@ std::string line(const std::string& when, const sample::Gpu& gpu, const sample::
       youngest == 0 ? "-" : fmt::format("{:.0f}", static_cast<double>(now - std::min(now, youngest)) / 1e6));
 }
 
-int run(const Context& context, const Options& options) {
-  const auto interval = parse_duration(options.interval);
-  if (!interval.ok()) return fail(context, Error(interval.error()).in("dmon: --interval"));
-  if (*interval < 100'000'000)
-    return fail(context, Error(Errc::invalid, "dmon: --interval: the driver's sensors move every 100 ms",
-                               "try: --interval 100ms"));
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
-  sample::Settings settings;
-  settings.library = context.nvml_library;
-  settings.gpm_ms = static_cast<unsigned>(std::min<std::uint64_t>(*interval / 1'000'000, 1000));
-  settings.deadline_ms = std::min(context.driver_timeout_ms, 2000U);
-  settings.history.most_bytes = 1U << 20U;  // nobody asks this process for the past
-  const sample::Sampler sampler(settings);
-  // A GPU that hangs does not hold up the lines of the others.
-  static_cast<void>(sampler.wait_ready(settings.deadline_ms + 500));
+// Rates need two looks at the driver: the first lines wait for the second one, for a moment.
+void wait_for_rates(const sample::Sampler& sampler) {
+  for (unsigned i = 0; i < 20 && stopped == 0; ++i) {
+    const sample::Snapshot seen = sampler.snapshot();
+    const auto done = [](const sample::Value& value) { return value.known() || value.refused; };
+    const bool all = std::all_of(seen.gpus.begin(), seen.gpus.end(), [&](const sample::Gpu& gpu) {
+      return gpu.state != sample::State::sampling || !gpu.gpm.value_or(false) ||
+             (done(gpu[Signal::sm]) &&
+              std::all_of(gpu.slices.begin(), gpu.slices.end(), [&](const sample::Slice& slice) {
+                return done(slice.values[static_cast<std::size_t>(Signal::sm)]);
+              }));
+    });
+    if (all) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(25));
+  }
+}
+
+int lines(const Context& context, const Options& options, std::uint64_t interval,
+          const sample::Sampler& sampler) {
   auto next = std::chrono::steady_clock::now();
   for (unsigned printed = 0; stopped == 0 && (options.count == 0 || printed < options.count); ++printed) {
-    next += std::chrono::nanoseconds(*interval);
+    next += std::chrono::nanoseconds(interval);
     while (stopped == 0 && std::chrono::steady_clock::now() < next) {
       const auto left = next - std::chrono::steady_clock::now();
       std::this_thread::sleep_for(
           std::min<std::chrono::steady_clock::duration>(left, std::chrono::milliseconds(200)));
     }
+    if (printed == 0) wait_for_rates(sampler);
     if (stopped != 0) break;
     sample::Snapshot seen = sampler.snapshot();
     if (seen.gpus.empty())
-      return fail(context, Error(Errc::unavailable, "dmon: " + seen.why, "try: bulkhead doctor"));
+      return fail(context,
+                  Error(Errc::unavailable,
+                        "dmon: " + (seen.why == "starting" ? "the driver has not answered since the start"
+                                                           : seen.why),
+                        "try: bulkhead doctor"));
     if (options.gpu >= 0) {
       std::erase_if(seen.gpus,
                     [&](const auto& gpu) { return gpu.index != static_cast<unsigned>(options.gpu); });
@@ -113,6 +125,35 @@ int run(const Context& context, const Options& options) {
   return exit_ok;
 }
 
+int run(const Context& context, const Options& options) {
+  const auto interval = parse_duration(options.interval);
+  if (!interval.ok()) return fail(context, Error(interval.error()).in("dmon: --interval"));
+  if (*interval < 100'000'000)
+    return fail(context, Error(Errc::invalid, "dmon: --interval: the driver's sensors move every 100 ms",
+                               "try: --interval 100ms"));
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+  sample::Settings settings;
+  settings.library = context.nvml_library;
+  settings.gpm_ms = static_cast<unsigned>(std::min<std::uint64_t>(*interval / 1'000'000, 1000));
+  settings.deadline_ms = std::min(context.driver_timeout_ms, 2000U);
+  settings.history.most_bytes = 1U << 20U;  // nobody asks this process for the past
+  const sample::Sampler sampler(settings);
+  // A GPU that hangs does not hold up the lines of the others.
+  static_cast<void>(sampler.wait_ready(settings.deadline_ms + 500));
+  int code = lines(context, options, *interval, sampler);
+  const auto seen = sampler.snapshot();
+  const bool hung = (seen.gpus.empty() && seen.why == "starting") ||
+                    std::any_of(seen.gpus.begin(), seen.gpus.end(), [](const sample::Gpu& gpu) {
+                      return gpu.state == sample::State::hung || gpu.state == sample::State::starting;
+                    });
+  if (hung) {
+    // A thread sits in the driver: destructors would pull the ground from under it.
+    std::fflush(nullptr);
+    ::_exit(code);
+  }
+  return code;
+}
 }  // namespace
 
 std::function<int(const Context&)> bind_dmon(CLI::App& app) {

@@ -249,6 +249,32 @@ std::string gpu_table(const Context& context, const Host& host, const Options& o
   return out;
 }
 
+std::string accelerator_table(const Context& context, const Host& host) {
+  if (host.accelerators.empty()) return {};
+  Context unbounded = context;
+  unbounded.width = 1000;
+  Table table({"ACCELERATOR", "MODEL", "PCI", "NUMA", "DRIVER", "MEM GiB"});
+  for (const auto& one : host.accelerators) {
+    table.row({one.maker, one.model.value_or(fmt::format("{:04x}:{:04x}", one.pci.vendor, one.pci.device)),
+               one.pci.address.str(), numa_of(one.pci), one.pci.driver.value_or("-"),
+               one.memory ? fmt::format("{}/{}", one.memory_used ? gigabytes(*one.memory_used) : "-",
+                                        gigabytes(*one.memory))
+                          : "-"});
+  }
+  const std::string text = table.str(unbounded);
+  std::string out = "\n";
+  std::size_t at = 0;
+  for (const auto line : split_lines(text)) {
+    out += fmt::format("{}\n", line);
+    if (at > 0 && at <= host.accelerators.size()) {
+      for (const auto& can : inventory::abilities(host.accelerators[at - 1]))
+        out += fmt::format("     {}\n", can);
+    }
+    ++at;
+  }
+  return out;
+}
+
 std::string legend(const Host& host) {
   bool busy = false, foreign = false, hollow = false;
   for (const auto& gpu : host.gpus) {
@@ -448,6 +474,7 @@ int run(const Context& context, const Options& options) {
     out += gpu_table(context, *host, options) + legend(*host);
   }
   if (options.gpu >= 0) out += gpu_block(context, *chosen);
+  if (options.gpu < 0) out += accelerator_table(context, *host);
   out += process_table(context, *host, options);
   if (options.gpu < 0 && !host->virtual_functions.empty()) {
     Table table({"VIRTUAL FUNCTION", "OF", "DRIVER", "IOMMU"});

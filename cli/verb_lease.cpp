@@ -17,6 +17,7 @@
 
 #include "base/text.hpp"
 #include "cli/api.hpp"
+#include "core/lease/lease.hpp"
 
 namespace bulkhead::cli {
 
@@ -26,48 +27,20 @@ using Clock = std::chrono::steady_clock;
 
 struct Options {
   std::string url = {}, cls = {}, profile = {}, memory = {}, topology = {}, ttl = {}, within = {},
-              tenant = {}, label = {}, state = {};
+              tenant = {}, label = {}, state = {}, why = {};
+  std::string wait = {};  // empty: not; "true": as long as it takes; else so long
   std::int64_t id = 0;
   std::optional<unsigned> weight = {}, count = {};
   std::optional<int> priority = {};
   std::vector<std::string> models = {}, words = {};
   std::size_t most = 100;
-  bool json = false, wait = false, preemptible = false, all = false;
+  bool json = false, progress = false, preemptible = false, all = false;
+  bool waits() const { return !wait.empty() && wait != "false"; }
 };
 
-volatile std::sig_atomic_t asked_to_stop = 0;  // the signal's number
-
-// While it lives, SIGINT and SIGTERM only ask.
-class Asked {
- public:
-  Asked() {
-    asked_to_stop = 0;
-    struct sigaction ask {};
-    ask.sa_handler = [](int number) { asked_to_stop = number; };
-    sigaction(SIGINT, &ask, &interrupt_);
-    sigaction(SIGTERM, &ask, &terminate_);
-  }
-  Asked(const Asked&) = delete;
-  Asked& operator=(const Asked&) = delete;
-  ~Asked() {
-    sigaction(SIGINT, &interrupt_, nullptr);
-    sigaction(SIGTERM, &terminate_, nullptr);
-  }
-
- private:
-  struct sigaction interrupt_ {
-  }, terminate_{};
-};
+using api::Asked, api::over;
 
 std::string path_of(std::int64_t id) { return fmt::format("/api/v1/leases/{}", id); }
-
-Result<std::uint64_t> seconds_of(const std::string& text) {
-  if (text.ends_with('d'))
-    if (const auto days = parse_u64(std::string_view(text).substr(0, text.size() - 1)); days && *days <= 90)
-      return *days * 86'400;
-  BH_TRY(const auto ns, parse_duration(text));
-  return ns / 1'000'000'000;
-}
 
 Result<Json> request_of(const Options& o) {
   if (o.cls.empty())
@@ -77,16 +50,22 @@ Result<Json> request_of(const Options& o) {
   if (!o.tenant.empty()) out["tenant"] = o.tenant;
   if (!o.profile.empty()) out["profile"] = o.profile;
   if (!o.memory.empty()) {
-    BH_TRY(out["memory"], parse_memory(o.memory));
+    BH_TRY(const auto bytes, parse_memory(o.memory));
+    if (o.cls == "share" && bytes < lease::smallest_share.count)
+      return Error(Errc::invalid,
+                   fmt::format("--memory {}: the smallest share is {}", printable(o.memory, 32),
+                               human(lease::smallest_share)),
+                   "no program comes up in less; a CUDA context alone takes about 520 MiB on an H100");
+    out["memory"] = bytes;
   }
   if (o.weight) out["weight"] = *o.weight;
   if (o.count) out["count"] = *o.count;
   if (!o.topology.empty()) out["topology"] = o.topology;
   if (!o.ttl.empty()) {
-    BH_TRY(out["ttlSeconds"], seconds_of(o.ttl));
+    BH_TRY(out["ttlSeconds"], api::seconds_of(o.ttl));
   }
   if (!o.within.empty()) {
-    BH_TRY(const auto seconds, seconds_of(o.within));
+    BH_TRY(const auto seconds, api::seconds_of(o.within));
     const std::time_t at = ::time(nullptr) + static_cast<std::time_t>(seconds);
     tm parts{};
     std::array<char, 32> text{};
@@ -94,15 +73,13 @@ Result<Json> request_of(const Options& o) {
     if (std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &parts) > 0)
       out["deadline"] = text.data();
   }
-  if (o.wait) out["wait"] = true;
+  if (o.waits()) out["wait"] = true;
   if (o.priority) out["priority"] = *o.priority;
   if (o.preemptible) out["preemptible"] = true;
   if (!o.models.empty()) out["models"] = o.models;
   if (!o.label.empty()) out["label"] = o.label;
   return out;
 }
-
-bool over(std::string_view state) { return state == "ended" || state == "failed"; }
 
 std::string place_of(const Json& lease) {
   std::string out;
@@ -127,19 +104,46 @@ std::string progress(const Json& lease) {
   return out;
 }
 
-// Until the lease is active or over. A stream tells of changes; now and then it is asked anew, so that
-// nothing depends on the stream.
-Result<Json> wait_until_active(api::Client& client, Json lease) {
+// "place 2 of your 3; 1 other tenant goes before: nothing that is free fits it". Empty: it does not wait.
+std::string place_in_line(const Json& place) {
+  const auto own = api::number(place, "own"), at = api::number(place, "place"),
+             others = api::number(place, "tenantsAhead");
+  if (own == 0) return {};
+  std::string out = own == 1 ? "the only one of its tenant that waits"
+                             : fmt::format("place {} of the {} of its tenant that wait", at, own);
+  if (others > 0) out += fmt::format("; {} other tenant{} before it", others, others == 1 ? " goes" : "s go");
+  if (const auto why = api::text(place, "why"); !why.empty()) out += ": " + why;
+  return out;
+}
+
+struct Wait {
+  std::optional<Clock::time_point> until = {};  // nullopt: as long as it takes
+  bool progress = false;                        // on stderr
+};
+
+// Until the lease is active or over, a signal came, or the time is over. A stream tells of changes; now and
+// then it is asked anew, so that nothing depends on the stream.
+Result<Json> wait_until_active(api::Client& client, Json lease, const Wait& wait) {
   const auto id = api::number(lease, "id");
-  std::string told;
+  const auto tell = [&](const std::string& line) {
+    if (wait.progress) std::fputs((line + "\n").c_str(), stderr);
+  };
+  std::string told, stood;
+  auto look = Clock::now();
   std::optional<Error> wrong;
   const auto enough = [&] {
     const auto state = api::text(lease, "state");
-    if (auto now = progress(lease); now != told) {
-      std::fputs((now + "\n").c_str(), stderr);
-      told = std::move(now);
-    }
-    return state == "active" || over(state) || asked_to_stop != 0;
+    if (auto now = progress(lease); now != told) tell(told = std::move(now));
+    return state == "active" || over(state) || Asked::to_stop != 0 ||
+           (wait.until && Clock::now() >= *wait.until);
+  };
+  const auto stand = [&] {  // where it stands, when that changed
+    if (!wait.progress || Clock::now() < look || api::text(lease, "state") != "queued") return;
+    look = Clock::now() + std::chrono::seconds(2);
+    const auto place = api::get(client, path_of(id) + "/place");
+    if (!place.ok()) return;  // a server that went or knows no such thing: the stream will tell
+    if (auto now = place_in_line(*place); !now.empty() && now != stood)
+      tell(fmt::format("lease {}: {}", id, stood = std::move(now)));
   };
   unsigned quiet = 0, failures = 0;
   while (!enough()) {
@@ -150,7 +154,7 @@ Result<Json> wait_until_active(api::Client& client, Json lease) {
           if (event != 0 && body.contains("lease") && body["lease"].is_object() &&
               api::number(body["lease"], "id") == id) {
             lease = body["lease"];
-          } else if (asked_to_stop == 0 && (first || event != 0 || ++quiet % 5 == 0)) {
+          } else if (Asked::to_stop == 0 && (first || event != 0 || ++quiet % 5 == 0)) {
             auto now = api::get(client, path_of(id));
             if (now.ok())
               lease = std::move(*now);
@@ -158,15 +162,17 @@ Result<Json> wait_until_active(api::Client& client, Json lease) {
               wrong = now.error();
           }
           first = false;
-          return !wrong && !enough();
+          if (wrong || enough()) return false;
+          stand();
+          return true;
         });
     if (wrong) return *wrong;
-    if (followed.ok() || asked_to_stop != 0) continue;
+    if (followed.ok() || Asked::to_stop != 0) continue;
     if (followed.error().code() != Errc::unavailable && followed.error().code() != Errc::timeout &&
         followed.error().code() != Errc::in_use)
       return followed.error();
     if (++failures > 60) return followed.error();
-    if (failures == 1) std::fputs("the server is away; the lease waits on: trying again\n", stderr);
+    if (failures == 1) tell("the server is away; the lease waits on: trying again");
     ::poll(nullptr, 0, 1000);
     if (auto now = api::get(client, path_of(id)); now.ok()) lease = std::move(*now), failures = 0;
   }
@@ -243,7 +249,12 @@ Result<Json> ask(const Options& o, api::Client& client) {
   const auto key = api::fresh_key();
   std::vector<std::pair<std::string, std::string>> headers;
   if (!key.empty()) headers.emplace_back("Idempotency-Key", key);
-  return api::document(client, client.call("POST", "/api/v1/leases", body, headers));
+  auto lease = api::document(client, client.call("POST", "/api/v1/leases", body, headers));
+  if (!lease.ok() && o.tenant.empty() &&
+      lease.error().message().find("tenant: is missing") != std::string::npos)
+    return Error(lease.error())
+        .with_hint("bulkhead lease create --tenant NAME ...; bulkhead tenant list names them");
+  return lease;
 }
 
 // Gives it back, quietly where it is gone already.
@@ -258,32 +269,45 @@ void give_back(api::Client& client, std::int64_t id) {
     std::fputs(fmt::format("lease {} released\n", id).c_str(), stderr);
 }
 
-// Made, and active if it was to be waited for. nullopt: stopped by a signal, and given back.
-Result<std::optional<Json>> make(const Options& o, api::Client& client, bool to_the_end) {
-  const Asked signals;
-  BH_TRY(Json lease, ask(o, client));
-  const auto id = api::number(lease, "id");
-  if (to_the_end) {
-    auto waited = wait_until_active(client, lease);
-    if (!waited.ok())
-      return Error(waited.error())
-          .with_hint(fmt::format("lease {} is there: bulkhead lease show {}, or release it", id, id));
-    lease = std::move(*waited);
-    if (asked_to_stop != 0 && api::text(lease, "state") != "active") {
-      give_back(client, id);
-      return std::optional<Json>();
-    }
+// Made, and if it was to be waited for active, over, or as it is when the waiting ended.
+Result<Json> make(const Options& o, api::Client& client, bool to_the_end) {
+  Wait wait{.progress = o.progress || ::isatty(STDERR_FILENO) == 1};
+  if (o.waits() && o.wait != "true") {
+    BH_TRY(const auto seconds, api::seconds_of(o.wait));
+    wait.until = Clock::now() + std::chrono::seconds(seconds);
   }
-  return std::optional<Json>(std::move(lease));
+  BH_TRY(Json lease, ask(o, client));
+  if (!to_the_end) return lease;
+  auto waited = wait_until_active(client, lease, wait);
+  if (waited.ok()) return waited;
+  const auto id = api::number(lease, "id");
+  return Error(waited.error())
+      .with_hint(fmt::format("lease {} is there: bulkhead lease show {}, or release it", id, id));
+}
+
+// Who stops waiting is told what stays, for it will be granted without them.
+void say_what_stays(const Json& lease) {
+  const auto id = api::number(lease, "id");
+  const auto state = api::text(lease, "state");
+  std::fputs(fmt::format("bulkhead: lease create: {}; lease {} {}\n  watch it: bulkhead lease watch {}\n  "
+                         "give it up: bulkhead lease release {}\n",
+                         Asked::to_stop != 0 ? "stopped waiting" : "the time to wait is over", id,
+                         state == "queued" ? "stays in the queue and starts when there is room"
+                                           : "is " + state + " and goes on",
+                         id, id)
+                 .c_str(),
+             stderr);
 }
 
 Result<int> create(const Context& context, const Options& o, api::Client& client) {
-  BH_TRY(const auto lease, make(o, client, o.wait));
-  if (!lease) return exit_findings;
-  const int code = show(context, o, *lease);
-  const auto state = api::text(*lease, "state");
+  const Asked signals;
+  BH_TRY(const Json lease, make(o, client, o.waits()));
+  const int code = show(context, o, lease);
+  const auto state = api::text(lease, "state");
   if (code != exit_ok) return code;
-  return state == "active" || (!o.wait && !over(state)) ? exit_ok : exit_findings;
+  if (state == "active" || (!o.waits() && !over(state))) return exit_ok;
+  if (!over(state)) say_what_stays(lease);
+  return exit_findings;
 }
 
 Result<int> list(const Context& context, const Options& o, api::Client& client) {
@@ -300,9 +324,12 @@ Result<int> list(const Context& context, const Options& o, api::Client& client) 
     auto cls = api::text(one, "class");
     if (const auto profile = api::text(one, "profile"); !profile.empty()) cls += " " + profile;
     if (api::number(one, "count") > 1) cls += fmt::format(" x {}", api::number(one, "count"));
-    const auto place = place_of(one);
+    // Of one that is over: when it ended, and why. Its place is somebody else's by now.
+    const bool gone = over(state);
+    const char* time = gone ? "ended" : "expires";
+    const auto place = gone ? std::string() : place_of(one);
     table.row({api::id_of_lease(one), api::text(one, "tenant"), api::text(one, "user"), cls, state,
-               one.contains("expires") ? api::when(api::text(one, "expires")) : "-",
+               one.contains(time) ? api::when(api::text(one, time)) : "-",
                place.empty() ? api::text(one, "reason") : place},
               {Tone::bold, Tone::plain, Tone::plain, Tone::plain,
                state == "active" ? Tone::good
@@ -337,7 +364,7 @@ Result<int> environment(const Context&, const Options& o, api::Client& client) {
 }
 
 Result<int> renew(const Context& context, const Options& o, api::Client& client) {
-  BH_TRY(const auto seconds, seconds_of(o.ttl));
+  BH_TRY(const auto seconds, api::seconds_of(o.ttl));
   BH_TRY(const Json lease,
          api::document(client, client.call("POST", path_of(o.id) + "/renew", Json{{"ttlSeconds", seconds}})));
   if (o.json) return show(context, o, lease);
@@ -349,6 +376,14 @@ Result<int> release(const Context& context, const Options& o, api::Client& clien
   BH_TRY(const Json lease, api::document(client, client.call("DELETE", path_of(o.id), std::nullopt)));
   if (o.json) return show(context, o, lease);
   return print(fmt::format("lease {} {}\n", o.id, api::text(lease, "state")));
+}
+
+Result<int> evict(const Context& context, const Options& o, api::Client& client) {
+  BH_TRY(const Json lease,
+         api::document(client, client.call("POST", path_of(o.id) + "/evict", Json{{"why", o.why}})));
+  if (o.json) return show(context, o, lease);
+  return print(
+      fmt::format("lease {} of {} {}\n", o.id, api::text(lease, "tenant"), api::text(lease, "state")));
 }
 
 Result<int> watch(const Context& context, const Options& o, api::Client& client) {
@@ -363,9 +398,9 @@ Result<int> watch(const Context& context, const Options& o, api::Client& client)
   }
   const auto path = o.id != 0 ? fmt::format("/api/v1/events?lease={}", o.id) : std::string("/api/v1/events");
   unsigned failures = 0;
-  while (!ended && asked_to_stop == 0 && code == exit_ok) {
+  while (!ended && Asked::to_stop == 0 && code == exit_ok) {
     const auto followed = client.follow(path, last, [&](std::int64_t id, const Json& event) {
-      if (asked_to_stop != 0) return false;
+      if (Asked::to_stop != 0) return false;
       failures = 0;
       if (id == 0) return true;
       last = id;
@@ -458,7 +493,7 @@ Result<int> hold_and_run(const std::vector<std::string>& words, const Json& leas
     if (got == child) return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
     if (got < 0 && errno != EINTR) return errno_error("waitpid", errno);
     // The terminal sends Ctrl-C to the program itself.
-    if (asked_to_stop == SIGTERM && passed_on != SIGTERM) ::kill(child, passed_on = SIGTERM);
+    if (Asked::to_stop == SIGTERM && passed_on != SIGTERM) ::kill(child, passed_on = SIGTERM);
     if (!lost && Clock::now() >= next) {
       const auto kept =
           api::document(client, client.call("POST", path_of(id) + "/renew", Json{{"ttlSeconds", ttl}}));
@@ -496,9 +531,16 @@ Result<int> run(const Context& context, const Options& given, api::Client& clien
   }
   Json lease;
   if (made) {
-    BH_TRY(auto fresh, make(o, client, true));
-    if (!fresh) return exit_findings;
-    lease = std::move(*fresh);
+    const Asked signals;
+    BH_TRY(lease, make(o, client, true));
+    const auto state = api::text(lease, "state");
+    if (state != "active" && !over(state)) {  // nobody would use it
+      std::fputs(Asked::to_stop != 0 ? "bulkhead: lease run: stopped waiting\n"
+                                     : "bulkhead: lease run: the time to wait is over\n",
+                 stderr);
+      give_back(client, api::number(lease, "id"));
+      return exit_findings;
+    }
   } else {
     BH_TRY(lease, api::get(client, path_of(o.id)));
   }
@@ -528,7 +570,8 @@ void number(CLI::App& sub, const std::shared_ptr<Options>& o) {
 void wishes(CLI::App& sub, const std::shared_ptr<Options>& o) {
   sub.add_option("--class", o->cls, "mig, share, exclusive or passthrough")->type_name("CLASS");
   sub.add_option("--profile", o->profile, "Of class mig, like 3g.40gb")->type_name("PROFILE");
-  sub.add_option("--memory", o->memory, "Of class share: the cap, like 20GiB")->type_name("SIZE");
+  sub.add_option("--memory", o->memory, "Of class share: the cap, like 20GiB; 64MiB at least")
+      ->type_name("SIZE");
   sub.add_option("--weight", o->weight, "Of class share: thousandths of a GPU's time (1 to 1000)");
   sub.add_option("--count", o->count, "So many, all or none (1)");
   sub.add_option("--topology", o->topology, "any, same-gpu, same-numa, same-node or spread (any)")
@@ -541,7 +584,11 @@ void wishes(CLI::App& sub, const std::shared_ptr<Options>& o) {
       ->type_name("PATTERN");
   sub.add_option("--tenant", o->tenant, "For this tenant (operators)")->type_name("TENANT");
   sub.add_option("--label", o->label, "Your own words")->type_name("TEXT");
-  sub.add_flag("--wait", o->wait, "Queue when there is no room, and come back when it is active");
+  sub.add_flag(
+      "--wait", o->wait,
+      "Queue when there is no room, and come back when it is active, or after --wait=TIME, like 10m");
+  sub.add_flag("--progress", o->progress,
+               "While it waits, say on stderr where it stands and why (on a terminal: always)");
 }
 
 }  // namespace
@@ -553,7 +600,8 @@ std::function<int(const Context&)> bind_lease(CLI::App& app) {
       "create", "Ask for a slice",
       "bulkhead lease create --class mig --profile 3g.40gb --ttl 1h --wait --json\n"
       "bulkhead lease create --class share --memory 20GiB --weight 300\n"
-      "bulkhead lease create --class exclusive --count 2 --topology same-numa --wait --within 30m",
+      "bulkhead lease create --class exclusive --count 2 --topology same-numa --wait --within 30m\n"
+      "bulkhead lease create --class mig --profile 1g.10gb --wait=10m   after that it stays queued, and 1",
       [&](CLI::App& sub) { wishes(sub, o), common(sub, o); }, speaking("lease create", create));
   verbs.add(
       "list", "Leases that are not over, newest first",
@@ -581,6 +629,15 @@ std::function<int(const Context&)> bind_lease(CLI::App& app) {
   verbs.add(
       "release", "Give it back", "bulkhead lease release 7",
       [&](CLI::App& sub) { number(sub, o), common(sub, o); }, speaking("lease release", release));
+  verbs.add(
+      "evict", "End somebody's lease and tell them why (operators)",
+      "bulkhead lease evict 7 --why 'its GPU goes for repair'",
+      [&](CLI::App& sub) {
+        number(sub, o);
+        sub.add_option("--why", o->why, "What its tenant reads")->required()->type_name("TEXT");
+        common(sub, o);
+      },
+      speaking("lease evict", evict));
   verbs.add(
       "watch", "What happens, as it happens; of one lease until it is over",
       "bulkhead lease watch 7\nbulkhead lease watch --json    a line an event",

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "base/text.hpp"
+#include "cli/daemon_rest.hpp"
 #include "cli/plan_page.hpp"
 
 namespace bulkhead::cli {
@@ -11,7 +12,7 @@ namespace bulkhead::cli {
 std::function<int(const Context&)> bind_reclaim(CLI::App& app) {
   struct Options {
     std::vector<std::string> devices = {};
-    bool json = false, evict = false, yes = false, dry_run = false;
+    bool json = false, evict = false, yes = false, dry_run = false, rescan = false;
     unsigned grace = 10;
     double step_timeout = 0;
   };
@@ -23,6 +24,10 @@ std::function<int(const Context&)> bind_reclaim(CLI::App& app) {
   app.add_flag("-y,--yes", options->yes, "Do not ask");
   app.add_flag("--dry-run", options->dry_run, "Show what it would do");
   app.add_flag("--evict", options->evict, "End the virtual machines that have them open");
+  app.add_flag(
+      "--rescan", options->rescan,
+      "Remove each function from the bus on the way and find it anew: for a device that the host's driver "
+      "does not start");
   app.add_option("--grace", options->grace, "Seconds between SIGTERM and SIGKILL, at most 3600")
       ->check(CLI::Range(0U, 3600U))
       ->capture_default_str();
@@ -42,7 +47,7 @@ std::function<int(const Context&)> bind_reclaim(CLI::App& app) {
     }
     node.devices.push_back(std::move(rule));
     const std::string text = spec::to_yaml(node);
-    const plan::Options how{.evict = options->evict};
+    const plan::Options how{.evict = options->evict, .rescan = options->rescan};
     if (options->dry_run) {
       const auto proposal = execute::propose(access_of(context), node, text, how);
       if (!proposal.ok()) return fail(context, Error(proposal.error()).in("reclaim"));
@@ -71,7 +76,11 @@ std::function<int(const Context&)> bind_reclaim(CLI::App& app) {
       };
     }
     run.stop = stop_on_signal();
+    // What the daemon has open of it would be in the way of the plan itself.
+    auto rest = DaemonRest::begin(context);
+    if (!rest.ok()) return fail(context, Error(rest.error()).in("reclaim"));
     const auto outcome = execute::apply(run, node, text);
+    rest->reset();
     if (!outcome.ok()) return fail(context, Error(outcome.error()).in("reclaim"));
     return report(context, *outcome, options->json);
   };

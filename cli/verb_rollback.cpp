@@ -1,8 +1,10 @@
 // bulkhead rollback: takes the newest run back, step by step, last first.
 #include <memory>
+#include <optional>
 
 #include <fmt/format.h>
 
+#include "cli/daemon_rest.hpp"
 #include "cli/plan_page.hpp"
 
 namespace bulkhead::cli {
@@ -33,16 +35,28 @@ std::function<int(const Context&)> bind_rollback(CLI::App& app) {
         .access = access_of(context), .plan = {.evict = options->evict}, .grace_ms = options->grace * 1000};
     if (options->step_timeout > 0) run.step_deadline_ms = static_cast<unsigned>(options->step_timeout * 1000);
     run.tell = teller(context, options->json);
-    if (!options->yes) {
-      run.agree_to_undo = [&](const std::vector<std::string>& undos) {
+    std::unique_ptr<DaemonRest> rest;
+    std::optional<Error> no_rest;
+    const auto agree = [&](const std::vector<std::string>& undos) {
+      if (!options->yes) {
         std::string out;
         std::size_t number = 0;
         for (const auto& one : undos) out += fmt::format("{:>4}  {}\n", ++number, one);
         print(out);
-        return ask("Carry it out?");
-      };
-    }
+        if (!ask("Carry it out?")) return false;
+      }
+      // Whether a MIG mode is among them or not: it is a second without readings.
+      auto begun = DaemonRest::begin(context);
+      if (begun.ok())
+        rest = std::move(*begun);
+      else
+        no_rest = std::move(begun).error();
+      return !no_rest;
+    };
+    if (!options->yes || DaemonRest::somebody(context)) run.agree_to_undo = agree;
     const auto outcome = execute::rollback(run);
+    rest.reset();
+    if (no_rest) return fail(context, Error(*no_rest).in("rollback"));
     if (!outcome.ok()) return fail(context, Error(outcome.error()).in("rollback"));
     return report(context, *outcome, options->json);
   };

@@ -75,7 +75,7 @@ Status put_limit(std::string_view word, Json& quota) {
   }
   if (!profile && limit->unit == Limit::bytes) {
     const auto bytes = value.empty() ? Result<std::uint64_t>(Error(Errc::invalid, "")) : parse_memory(value);
-    if (!bytes.ok()) return wrong("no amount of memory");
+    if (!bytes.ok()) return wrong("no amount of memory with its unit");
     quota[limit->key] = *bytes;
     return ok_status();
   }
@@ -234,15 +234,16 @@ Result<int> token_create(const Context&, const Options& o, api::Client& client) 
     BH_TRY(body["certificate"], client::parse_fingerprint(o.certificate));
   }
   if (!o.ttl.empty()) {
-    std::string text = o.ttl;
-    std::uint64_t seconds = 0;
-    if (text.ends_with('d') && parse_u64(std::string_view(text).substr(0, text.size() - 1))) {
-      seconds = *parse_u64(std::string_view(text).substr(0, text.size() - 1)) * 86'400;
+    const std::string_view text = o.ttl;
+    if (text.ends_with('d')) {  // a token may live longer than a lease
+      const auto days = parse_u64(text.substr(0, text.size() - 1));
+      if (!days || *days > 3'650)
+        return Error(Errc::invalid, fmt::format("{} is no number of days", printable(text, 40)),
+                     "like 8h, 30d or 365d");
+      body["ttlSeconds"] = *days * 86'400;
     } else {
-      BH_TRY(const auto ns, parse_duration(text));
-      seconds = ns / 1'000'000'000;
+      BH_TRY(body["ttlSeconds"], api::seconds_of(o.ttl));
     }
-    body["ttlSeconds"] = seconds;
   }
   BH_TRY(const Json made, api::document(client, client.call("POST", "/api/v1/tokens", body)));
   if (o.json) return print(dump(made) + "\n");

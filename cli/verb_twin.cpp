@@ -21,7 +21,8 @@ namespace {
 
 struct Options {
   std::string profile = {}, profile_file = {}, directory = {}, library = {}, fault = {}, function = {},
-              target = {}, duration = {}, name = {}, memory = {}, real = "libnvidia-ml.so.1", recording = {};
+              target = {}, reset = {}, duration = {}, name = {}, memory = {}, real = "libnvidia-ml.so.1",
+              recording = {};
   std::uint64_t seed = 1, delay_ms = 0, count = 1;
   bool stepped = false, no_init = false, json = false, list = false, graphics = false, all = false;
   unsigned port = 0;
@@ -49,6 +50,24 @@ Result<std::filesystem::path> directory_of(const Options& options) {
 int said(const Context& context, const Status& status, std::string_view done) {
   if (!status.ok()) return fail(context, status.error());
   return print(fmt::format("{}\n", done));
+}
+
+int run_reset(const Context& context, const Options& o) {
+  const auto directory = directory_of(o);
+  if (!directory.ok()) return fail(context, directory.error());
+  const auto status = twin::status(*directory);
+  if (!status.ok()) return fail(context, status.error());
+  std::uint32_t gpu = twin::none;
+  for (const auto& row : (*status)["gpus"]) {
+    const auto index = row.value("index", twin::none);
+    if (row.value("uuid", std::string()) == o.reset ||
+        parse_u64(o.reset) == std::optional<std::uint64_t>(index))
+      gpu = index;
+  }
+  if (gpu == twin::none)
+    return fail(context, Error(Errc::not_found, fmt::format("there is no GPU {}", printable(o.reset, 80)),
+                               "bulkhead twin status lists them"));
+  return said(context, twin::reset(*directory, gpu), fmt::format("GPU {} was successfully reset.", gpu));
 }
 
 int run_up(const Context& context, const Options& o) {
@@ -439,6 +458,14 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
           },
           "reported: to NVML's listeners and in the kernel log"));
   verb(
+      "reset", "Reset a GPU, as nvidia-smi --gpu-reset does on a board",
+      "bulkhead twin reset 3  refused while a process is on it",
+      [&](CLI::App& sub) {
+        sub.add_option("gpu", o->reset, "Its index or UUID")->required();
+        on_twin(sub);
+      },
+      run_reset);
+  verb(
       "break", "Break one thing",
       "bulkhead twin break --list\n"
       "bulkhead twin break lost-from-nvml --gpu 3\n"
@@ -456,7 +483,10 @@ std::function<int(const Context&)> bind_twin(CLI::App& app) {
         sub.add_option("--code", o->answer, "The nvmlReturn_t that fail-call answers");
         sub.add_option("--delay-ms", o->delay_ms, "Milliseconds, for hang-call and slow-destroy");
         sub.add_option("--times", o->times, "How often it happens (default: until mended)");
-        sub.add_option("--count", o->count, "How many errors, for ecc");
+        sub.add_option(
+            "--count", o->count,
+            "How many errors, for ecc; of a million flits, for link-errors; which multiprocessor, for "
+            "computes-wrong");
         on_twin(sub);
       },
       [](const Context& context, const Options& options) {

@@ -16,6 +16,8 @@ std::function<int(const Context&)> bind_vm(CLI::App& app);
 std::function<int(const Context&)> bind_history(CLI::App& app);
 std::function<int(const Context&)> bind_share(CLI::App& app);
 std::function<int(const Context&)> bind_dmon(CLI::App& app);
+std::function<int(const Context&)> bind_top(CLI::App& app);
+std::function<int(const Context&)> bind_monitor(CLI::App& app);
 std::function<int(const Context&)> bind_simulate(CLI::App& app);
 std::function<int(const Context&)> bind_serve(CLI::App& app);
 std::function<int(const Context&)> bind_login(CLI::App& app);
@@ -26,6 +28,17 @@ std::function<int(const Context&)> bind_quota(CLI::App& app);
 std::function<int(const Context&)> bind_token(CLI::App& app);
 std::function<int(const Context&)> bind_audit(CLI::App& app);
 std::function<int(const Context&)> bind_gpus(CLI::App& app);
+std::function<int(const Context&)> bind_drain(CLI::App& app);
+std::function<int(const Context&)> bind_undrain(CLI::App& app);
+std::function<int(const Context&)> bind_usage(CLI::App& app);
+std::function<int(const Context&)> bind_alarms(CLI::App& app);
+std::function<int(const Context&)> bind_incidents(CLI::App& app);
+std::function<int(const Context&)> bind_follow_faults(CLI::App& app);
+std::function<int(const Context&)> bind_heal(CLI::App& app);
+std::function<int(const Context&)> bind_check_gpu(CLI::App& app);
+std::function<int(const Context&)> bind_diagnose(CLI::App& app);
+std::function<int(const Context&)> bind_explain(CLI::App& app);
+std::function<int(const Context&)> bind_bundle(CLI::App& app);
 std::function<int(const Context&)> bind_twin(CLI::App& app);
 
 const std::vector<Verb>& verbs() {
@@ -79,12 +92,14 @@ const std::vector<Verb>& verbs() {
        "bulkhead reclaim 0000:1b:00.0            with its companions, back to the host's own drivers\n"
        "bulkhead reclaim 0000:1b:00.0 --dry-run  what that would do\n"
        "bulkhead reclaim 0000:3b:00.0 --yes      a network card: its virtual functions go\n"
-       "bulkhead reclaim 0000:1b:00.0 --evict    ends the virtual machine that has it",
+       "bulkhead reclaim 0000:1b:00.0 --evict    ends the virtual machine that has it\n"
+       "bulkhead reclaim 0000:1b:00.0 --rescan   off the bus and on again, for one that does not start",
        "0 the host's again, or it was; 1 refused, or answered no; 2 failed, and what was undone",
        bind_reclaim},
       {"vm", "Describe virtual machines that have the devices",
-       "bulkhead vm xml 0000:1b:00.0 > guest.xml   a libvirt domain, pinned to the device's NUMA node\n"
-       "bulkhead vm xml 0000:1b:00.0 --hostdev     the <hostdev> elements alone",
+       "bulkhead vm xml 0000:1b:00.0                the elements for a domain, pinned to its NUMA node\n"
+       "bulkhead vm xml 7 --domain guest            a whole domain with the devices of lease 7\n"
+       "bulkhead vm xml 0000:1b:00.0 --hostdev      the <hostdev> elements alone",
        "0 printed; 2 a device is not with vfio-pci, or could not look", bind_vm},
       {"history", "Show what bulkhead did to this host",
        "bulkhead history         the runs, newest first\n"
@@ -107,11 +122,40 @@ const std::vector<Verb>& verbs() {
        "bulkhead serve --listen 127.0.0.1:8443 --socket /tmp/b.sock -f node.yaml\n"
        "systemctl enable --now bulkhead.socket bulkhead.service    as a service",
        "0 ended by SIGTERM or SIGINT; 2 could not begin, or the file has mistakes", bind_serve},
+      {"top", "Watch GPUs, slices and tenants, and what is wrong with them",
+       "bulkhead top                          q quits, h explains; Enter: one GPU, t: by tenant\n"
+       "bulkhead top --once                   one page, for scripts\n"
+       "bulkhead top --json                   every value with its age, who has what, alarms\n"
+       "bulkhead top --url https://gpu7:443   another host, by its daemon",
+       "0 shown, also when a GPU hangs; 2 no GPU could be looked at, or no terminal", bind_top},
       {"dmon", "Print what GPUs and slices are doing, a line each every second",
        "bulkhead dmon                          power, heat, activity, until stopped\n"
        "bulkhead dmon --count 1 --gpu 0        one look at one GPU\n"
        "bulkhead dmon --json --interval 500ms  every value with its age, a document a line",
        "0 printed; 2 could not", bind_dmon},
+      {"incidents", "What the kernel's log and the driver told of, joined, with whose it was",
+       "bulkhead incidents          open ones: severity, reach, whose\n"
+       "bulkhead incidents --all    closed ones too, and why they are\n"
+       "bulkhead incidents --watch  stay, and print again when something changes\n"
+       "bulkhead incidents --json   with the evidence",
+       "0 none is open; 1 some are; 2 the daemon could not be asked", bind_incidents},
+      {"follow-faults", "Follow the driver's events on behalf of the daemon, which starts it",
+       "bulkhead serve   starts it: records on a pipe, nothing for people", "0 the daemon went; 1 there are none",
+       bind_follow_faults},
+      {"heal", "What would be done about faults, what was done, what waits for a person",
+       "bulkhead heal          open faults: the act, whom it costs what, what holds it back\n"
+       "bulkhead heal --all    every act that is remembered\n"
+       "bulkhead heal plan 3   what would be done on GPU 3, step by step, and what each tenant loses\n"
+       "bulkhead heal --watch  stay, and print again when something changes\n"
+       "bulkhead heal --json   for programs",
+       "0 no fault waits; 1 some do; 2 the daemon could not be asked", bind_heal},
+      {"check-gpu", "Check a GPU before its next tenant, on behalf of the daemon, which starts it",
+       "bulkhead check-gpu --gpu UUID     what the driver says of it\n"
+       "bulkhead check-gpu --device UUID  memory holds what is written, copies arrive",
+       "0 good; 1 not good; 2 could not", bind_check_gpu},
+      {"monitor", "Ask the driver on behalf of the daemon, which starts it",
+       "bulkhead serve   starts it: frames on a socket, nothing for people", "0 the daemon went; 2 could not",
+       bind_monitor},
       {"login", "Remember a server and a token for it",
        "bulkhead login https://gpu7.example                  shows its fingerprint, asks for the token\n"
        "bulkhead login https://gpu7:8443 --fingerprint SHA256 --token-file FILE   for scripts\n"
@@ -142,12 +186,44 @@ const std::vector<Verb>& verbs() {
        "bulkhead token list\n"
        "bulkhead token revoke 0123456789abcdef",
        "0 done; 2 could not, or may not", bind_token},
+      {"usage", "Say who used what of the GPUs, and what it costs",
+       "bulkhead usage                                        this month so far, by tenant\n"
+       "bulkhead usage --tenant blue --month 2026-11 --by day,lease\n"
+       "bulkhead usage --month 2026-11 --prices prices.yaml --format html > november.html\n"
+       "bulkhead usage --from 2026-11-01 --to 2026-11-08 --format csv",
+       "0 shown; 1 the sums are not what the GPUs' time and counters say; 2 could not", bind_usage},
       {"audit", "What was decided and changed, and whether the log is whole",
        "bulkhead audit list\n"
        "bulkhead audit verify --state /var/lib/bulkhead   the daemon need not run",
        "0 shown, or whole; 1 the chain is broken, and where; 2 could not look", bind_audit},
-      {"gpus", "The daemon's pools: which GPU serves what, and who has it", "bulkhead gpus\nbulkhead gpus --json",
-       "0 shown; 2 could not", bind_gpus},
+      {"gpus", "The daemon's pools: which GPU serves what, who has it, and what is cordoned",
+       "bulkhead gpus\n"
+       "bulkhead gpus cordon 3 --why 'a fan is noisy'   no new leases there\n"
+       "bulkhead gpus uncordon 3",
+       "0 shown, or done; 2 could not", bind_gpus},
+      {"drain", "No new leases on this host until undrain; those that are there go on",
+       "bulkhead drain             and say who is still there, and until when\n"
+       "bulkhead drain --dry-run   only say it\n"
+       "bulkhead drain --wait=2h   and come back when nobody is left",
+       "0 done (--wait: nobody is left); 1 the time is over, or you stopped waiting; 2 could not", bind_drain},
+      {"undrain", "The host gives leases again; those that wait are first", "bulkhead undrain",
+       "0 done; 2 could not", bind_undrain},
+      {"diagnose", "Say what logs tell: faults, whose they are, how far they reach, what to do",
+       "bulkhead diagnose                                     this host's kernel log\n"
+       "bulkhead diagnose --from dmesg.txt fabricmanager.log  of another machine\n"
+       "bulkhead diagnose --from nvidia-bug-report.log.gz     or a bundle.tar.gz\n"
+       "journalctl -k -o json | bulkhead diagnose --from - --since 2h\n"
+       "bulkhead diagnose --live --json                       as it happens",
+       "0 nothing wrong; 1 incidents; 2 could not look", bind_diagnose},
+      {"explain", "Explain an Xid, an SXid or a line of a log",
+       "bulkhead explain xid 31\n"
+       "bulkhead explain sxid 20034\n"
+       "bulkhead explain 'NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus.'",
+       "0 explained; 1 unknown; 2 not to be understood", bind_explain},
+      {"bundle", "Pack everything a support case needs, without secrets",
+       "bulkhead bundle --out case.tar.gz          logs, driver files, the diagnosis\n"
+       "bulkhead diagnose --from case.tar.gz       on any machine",
+       "0 packed; 2 could not", bind_bundle},
       {"simulate", "Say what a placement policy would get out of a fleet",
        "bulkhead simulate --trace pods.csv --nodes-file nodes.csv                ours and its rivals\n"
        "bulkhead simulate --trace pods.csv --nodes-file nodes.csv --plot use.svg drawn\n"
@@ -156,6 +232,12 @@ const std::vector<Verb>& verbs() {
        "bulkhead simulate --mig host --mix 1g.10gb=3,3g.40gb=1 --gpus 16         this host's geometry\n"
        "bulkhead simulate --list                                                 what can be chosen",
        "0 simulated; 1 stopped before the end, with what was done; 2 could not", bind_simulate},
+      {"alarms", "What is wrong now, what was, and what is done about it",
+       "bulkhead alarms          open ones, what is (or would be) done, what closed lately\n"
+       "bulkhead alarms --all    with the evidence of each\n"
+       "bulkhead alarms --watch  stay, and print again when something changes\n"
+       "bulkhead alarms --json   for programs",
+       "0 none is open; 1 some are; 2 the daemon could not be asked", bind_alarms},
       {"twin", "Bring up a pretend machine to try everything on",
        "bulkhead twin list                              profiles, and twins that are up\n"
        "bulkhead twin up dgx-h100 --dir /tmp/d          eight H100 that are not there\n"

@@ -211,7 +211,9 @@ else
   quiet on_host "$bulkhead" apply -f "$examples/dgx-h100-pools.yaml" --yes
   wants 0 "the pools of the node file are applied"
   # The shell itself becomes the daemon: what is killed is it, and not its parent.
-  serve() { (exec env BULKHEAD_ROOT="$twin/root" BULKHEAD_NVML="$twin/lib/libnvidia-ml.so.1" "$bulkhead" serve --listen none --socket "$dir/api.sock" -f "$examples/dgx-h100-pools.yaml" >>"$dir/serve.log" 2>&1) & daemon=$!; disown; }
+  # A healed GPU is checked by computing on it; the preloaded library is the twin's /dev/nvidia*.
+  { cat "$examples/dgx-h100-pools.yaml" && printf 'heal: {mode: act}\n'; } >"$dir/pools.yaml"
+  serve() { (exec env BULKHEAD_TWIN="$twin" LD_PRELOAD="$twin/lib/libbulkhead-twin-device.so" BULKHEAD_ROOT="$twin/root" BULKHEAD_NVML="$twin/lib/libnvidia-ml.so.1" "$bulkhead" serve --listen none --socket "$dir/api.sock" -f "$dir/pools.yaml" >>"$dir/serve.log" 2>&1) & daemon=$!; disown; }
   await() { for attempt in $(seq 200); do [ -S "$dir/api.sock" ] && "$@" >/dev/null 2>&1 && return; sleep 0.05; done; }
   export BULKHEAD_URL=unix:$dir/api.sock
   serve
@@ -266,6 +268,69 @@ else
   seen vision "the operator sees all of it"
   shown on_host "$bulkhead" audit verify
   wants 0 "every decision is in a log whose lines prove one another, the ones before the kill as well"
+
+  chapter "12. Who used what, what is wrong, what a log line means, and what heals itself"
+  tell "The same daemon asks every GPU ten times a second, counts for the tenants, and watches over the machine."
+  slice=$("$bulkhead" twin status --json --dir "$twin" | python3 -c '
+import json, sys
+for gpu in json.load(sys.stdin)["gpus"]:
+    for gi in gpu["instances"]:
+        for ci in gi["compute"]:
+            if ci["uuid"] == sys.argv[1]: print("%d:%d:%d" % (gpu["index"], gi["id"], ci["id"]))' "$device")
+  quiet "$bulkhead" twin attach "$slice" --name train --memory 20GiB --busy 0.9 --dir "$twin"
+  wants 0 "vision's training begins"
+  sleep 6
+  shown on_host "$bulkhead" top --once
+  seen vision "one screen has GPUs, slices and whose they are"
+  tell
+  tell "The rack's supply sags and brakes GPU 6."
+  quiet "$bulkhead" twin break power-brake --gpu 6 --dir "$twin"
+  for attempt in $(seq 300); do
+    quiet on_host "$bulkhead" alarms
+    grep -q 'brake' <<<"$out" && break
+    sleep 0.1
+  done
+  shown on_host "$bulkhead" alarms
+  wants 1 "an alarm: what is wrong, since when, and what would be done about it"
+  quiet "$bulkhead" twin mend power-brake --dir "$twin"
+  tell
+  quiet on_host "$bulkhead" usage --json
+  python3 -c '
+import json, sys
+said = json.load(sys.stdin)
+assert said["addsUp"] and any(item.get("tenant") == "vision" for item in said["items"])' <<<"$out" || broken "the accounts add up to the GPUs' time and energy"
+  shown on_host "$bulkhead" usage
+  claim "every slice-second and every joule is somebody's: tenants' and the operator's lines add up to the GPUs' time and energy counters"
+  quiet as speech "$bulkhead" usage
+  grep -q vision <<<"$out" && broken "a tenant sees its own account alone"
+  claim "speech asks as well, and sees its own account alone"
+  tell
+  tell "A line from some machine's kernel log:"
+  line='NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus.'
+  shown "$bulkhead" explain "$line"
+  seen 'bus' "it says what the line means, whom to blame, and what to do"
+  printf '[Mon Nov 23 09:00:00 2026] %s\n' "$line" 'usb 1-1: new high-speed USB device number 4' >"$dir/dmesg.txt"
+  shown "$bulkhead" diagnose --from "$dir/dmesg.txt"
+  wants 1 "a log of a machine that is not this one becomes an incident, with evidence and remedy"
+
+  tell
+  tell "GPU 6 has a double bit error. The daemon's node file says heal: {mode: act}."
+  quiet "$bulkhead" twin break ecc --gpu 6 --count 2 --dir "$twin"
+  quiet "$bulkhead" twin xid 6 48 --dir "$twin"
+  for attempt in $(seq 300); do
+    quiet on_host "$bulkhead" heal
+    grep -qE 'helped|failed' <<<"$out" && break
+    sleep 0.1
+  done
+  shown on_host "$bulkhead" heal
+  seen 'helped' "nobody new got the GPU, it was reset, computed on, and serves again"
+  shown on_host "$bulkhead" incidents --all
+  out=$(tr -s ' \n' ' ' <<<"$out")  # the table's column is narrower than the sentence
+  seen 'closed: .*reset-gpu' "the incident is closed, with what mended it"
+  quiet on_host "$bulkhead" lease list --all --json
+  grep -q "$device" <<<"$out" || broken "vision's slice was not touched"
+  claim "vision's slice was not touched"
+
   quiet as vision "$bulkhead" lease release "$lease"
   wants 0 "vision gives its slice back"
   kill -TERM "$daemon"

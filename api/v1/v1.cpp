@@ -86,6 +86,16 @@ Json operation(const Route& route) {
     parameters.push_back(parameter("after", "query", {{"type", "string"}, {"maxLength", 200}}, false,
                                    "The `next` of the page before."));
   }
+  for (const Query& asked : route.query) {
+    Json schema{{"type", asked.type}};
+    if (asked.type.find('|') != std::string_view::npos) {
+      schema = {{"type", "string"}};
+      for (const auto word : split(asked.type, '|')) schema["enum"].push_back(word);
+    } else if (asked.type == "string") {
+      schema["maxLength"] = query_bytes;
+    }
+    parameters.push_back(parameter(asked.name, "query", std::move(schema), asked.required, asked.what));
+  }
   if (route.stream) {
     parameters.push_back(parameter("Last-Event-ID", "header", {{"type", "integer"}, {"minimum", 0}}, false,
                                    "Resume after this event."));
@@ -123,7 +133,7 @@ Json operation(const Route& route) {
     problems(401, "No token, or none that is valid.");
     problems(403, "The token's role may not.");
   }
-  if (route.path.find('{') != std::string_view::npos)
+  if (route.path.find('{') != std::string_view::npos || !route.query.empty())
     problems(404, "There is none, or none that you may know of.");
   if (route.method != "GET") {
     problems(409, "In the way of what is: quota, no room, a state that does not allow it.");
@@ -171,6 +181,13 @@ const std::vector<Route>& routes() {
        .resource = "leases",
        .summary = "One lease.",
        .response = "Lease"},
+      {.method = "GET",
+       .path = "/leases/{lease}/place",
+       .operation = "getLeasePlace",
+       .verb = "read",
+       .resource = "leases",
+       .summary = "Where it stands in the queue, and why it waits.",
+       .response = "LeasePlace"},
       {.method = "POST",
        .path = "/leases/{lease}/renew",
        .operation = "renewLease",
@@ -188,6 +205,14 @@ const std::vector<Route>& routes() {
        .summary = "Give it back.",
        .response = "Lease",
        .match = true},
+      {.method = "POST",
+       .path = "/leases/{lease}/evict",
+       .operation = "evictLease",
+       .verb = "change",
+       .resource = "gpus",
+       .summary = "End somebody's lease, with a reason that its tenant reads.",
+       .request = "ReasonRequest",
+       .response = "Lease"},
       {.method = "GET",
        .path = "/events",
        .operation = "watchEvents",
@@ -292,14 +317,109 @@ const std::vector<Route>& routes() {
        .summary = "Grant nothing new, or again.",
        .request = "DrainRequest",
        .response = "Host"},
+      {.method = "PUT",
+       .path = "/gpus/{gpu}/cordon",
+       .operation = "cordonGpu",
+       .verb = "change",
+       .resource = "gpus",
+       .summary = "A GPU gets no new leases until it is uncordoned; those that are there go on.",
+       .request = "ReasonRequest",
+       .response = "Gpu"},
+      {.method = "DELETE",
+       .path = "/gpus/{gpu}/cordon",
+       .operation = "uncordonGpu",
+       .verb = "change",
+       .resource = "gpus",
+       .summary = "It may be leased again.",
+       .response = "Gpu"},
+      {.method = "GET",
+       .path = "/telemetry",
+       .operation = "getTelemetry",
+       .verb = "read",
+       .resource = "metrics",
+       .summary = "What GPUs and slices are doing; a tenant's own alone, for tenants.",
+       .response = "Telemetry"},
+      {.method = "GET",
+       .path = "/telemetry/history",
+       .operation = "getTelemetryHistory",
+       .verb = "read",
+       .resource = "metrics",
+       .summary = "What one signal of a GPU or slice was: seconds of an hour, minutes of thirty days.",
+       .response = "TelemetryHistory",
+       .query = {{.name = "gpu", .what = "Its UUID, or its index.", .required = true},
+                 {.name = "slice", .what = "The number of its GPU instance.", .type = "integer"},
+                 {.name = "signal", .what = "As the values are named: power, sm.", .required = true},
+                 {.name = "from", .what = "RFC 3339; an hour before `to` as it comes."},
+                 {.name = "to", .what = "RFC 3339; now as it comes."},
+                 {.name = "grain",
+                  .what = "As it comes: second up to an hour, else minute.",
+                  .type = "second|minute"}}},
+      {.method = "PUT",
+       .path = "/telemetry/rests/{rest}",
+       .operation = "putRest",
+       .verb = "change",
+       .resource = "gpus",
+       .summary =
+           "The sampler lets go of the driver, for so long at most, as a change of MIG mode by another "
+           "process needs it; answered when it has. Again: renewed.",
+       .request = "RestRequest",
+       .response = "Rest"},
+      {.method = "DELETE",
+       .path = "/telemetry/rests/{rest}",
+       .operation = "endRest",
+       .verb = "change",
+       .resource = "gpus",
+       .summary = "The GPUs are sampled again, unless another rest is held.",
+       .response = "Rest"},
+      {.method = "GET",
+       .path = "/incidents",
+       .operation = "listIncidents",
+       .verb = "read",
+       .resource = "alarms",
+       .summary =
+           "What the kernel's log and the driver told of, joined; open ones first. A tenant sees those that "
+           "its own programs are in or that reach its leases, without the evidence.",
+       .response = "Incidents",
+       .query = {{.name = "limit", .what = "At most so many, 1 to 1000."},
+                 {.name = "after", .what = "`next` of the page before."}}},
+      {.method = "GET",
+       .path = "/healing",
+       .operation = "getHealing",
+       .verb = "read",
+       .resource = "gpus",
+       .summary = "What would be done about faults, what was done, and what waits for a person and why.",
+       .response = "Healing"},
+      {.method = "GET",
+       .path = "/alarms",
+       .operation = "listAlarms",
+       .verb = "read",
+       .resource = "alarms",
+       .summary =
+           "What is wrong now, what was, and what is done about it. A tenant sees what touches its leases.",
+       .response = "Alarms"},
+      {.method = "GET",
+       .path = "/usage",
+       .operation = "getUsage",
+       .verb = "read",
+       .resource = "leases",
+       .summary =
+           "Who used what, in sums that add up: slice-seconds, GiB-hours, joules. A tenant reads of its own.",
+       .response = "Usage",
+       .query = {{.name = "from", .what = "A date or RFC 3339; the begin of this month, UTC, as it comes."},
+                 {.name = "to", .what = "The same; now as it comes."},
+                 {.name = "by", .what = "day, lease, gpu, with commas; tenant is always told."},
+                 {.name = "tenant", .what = "Of this one alone."}}},
       {.method = "GET",
        .path = "/audit",
        .operation = "listAudit",
        .verb = "read",
        .resource = "audit",
-       .summary = "The audit log, oldest first.",
+       .summary = "The audit log, oldest first unless asked otherwise.",
        .response = "AuditLine",
-       .pages = true},
+       .pages = true,
+       .query = {{.name = "order",
+                  .what = "oldest as it comes. `after` of one order is none of the other.",
+                  .type = "oldest|newest"}}},
       {.method = "GET",
        .path = "/audit/verdict",
        .operation = "verifyAudit",

@@ -30,6 +30,14 @@ Json to_json(const Problem& problem);
 Result<Problem> parse_problem(const Json& json);
 std::string_view title_of(int status);
 
+// What may stand behind the path of a route: ?gpu=3
+struct Query {
+  std::string_view name = {}, what = {};
+  std::string_view type = "string";  // "string", "integer", or words to choose from: "second|minute"
+  bool required = false;
+};
+inline constexpr std::size_t query_bytes = 200;  // of one value, at most
+
 // One route of the API. Both the daemon's dispatch and the OpenAPI document are made from this table; a test
 // walks it.
 struct Route {
@@ -44,6 +52,7 @@ struct Route {
   bool pages = false;           // ?limit=&after=
   bool stream = false;          // text/event-stream
   bool match = false;           // takes If-Match
+  std::vector<Query> query = {};
 };
 const std::vector<Route>& routes();
 // The route of a method and path below the prefix, with the values of its {names}; nullptr: none;

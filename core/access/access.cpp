@@ -12,9 +12,9 @@ namespace {
 
 constexpr std::array all_roles{Role::admin, Role::operate, Role::tenant, Role::audit};
 constexpr std::array all_verbs{Verb::read, Verb::create, Verb::change, Verb::end};
-constexpr std::array all_resources{Resource::tenants, Resource::quotas,  Resource::tokens,
-                                   Resource::leases,  Resource::gpus,    Resource::events,
-                                   Resource::audit,   Resource::metrics, Resource::settings};
+constexpr std::array all_resources{Resource::tenants,  Resource::quotas, Resource::tokens, Resource::leases,
+                                   Resource::gpus,     Resource::events, Resource::audit,  Resource::metrics,
+                                   Resource::settings, Resource::alarms};
 
 constexpr unsigned bit(Verb verb) { return 1U << static_cast<unsigned>(verb); }
 constexpr unsigned r = bit(Verb::read), c = bit(Verb::create), h = bit(Verb::change), e = bit(Verb::end);
@@ -37,6 +37,7 @@ constexpr std::array entries{
     Entry{Role::admin, Resource::audit, r, r},
     Entry{Role::admin, Resource::metrics, r, r},
     Entry{Role::admin, Resource::settings, r | h, r | h},
+    Entry{Role::admin, Resource::alarms, r, r},
 
     Entry{Role::operate, Resource::tenants, r | h, r | h},
     Entry{Role::operate, Resource::quotas, r | h, r | h},
@@ -45,11 +46,14 @@ constexpr std::array entries{
     Entry{Role::operate, Resource::events, r, r},
     Entry{Role::operate, Resource::metrics, r, r},
     Entry{Role::operate, Resource::settings, r | h, r | h},
+    Entry{Role::operate, Resource::alarms, r, r},
 
     Entry{Role::tenant, Resource::tenants, r, 0},
     Entry{Role::tenant, Resource::quotas, r, 0},
     Entry{Role::tenant, Resource::leases, r | c | h | e, 0},
     Entry{Role::tenant, Resource::events, r, 0},
+    Entry{Role::tenant, Resource::metrics, r, 0},
+    Entry{Role::tenant, Resource::alarms, r, 0},
 
     Entry{Role::audit, Resource::tenants, r, r},
     Entry{Role::audit, Resource::quotas, r, r},
@@ -60,6 +64,7 @@ constexpr std::array entries{
     Entry{Role::audit, Resource::audit, r, r},
     Entry{Role::audit, Resource::metrics, r, r},
     Entry{Role::audit, Resource::settings, r, r},
+    Entry{Role::audit, Resource::alarms, r, r},
 };
 
 constexpr bool each_once() {
@@ -127,6 +132,8 @@ std::string_view name_of(Resource resource) {
       return "metrics";
     case Resource::settings:
       return "settings";
+    case Resource::alarms:
+      return "alarms";
   }
   return "?";
 }

@@ -19,7 +19,7 @@ enum class Role {
   audit,    // reads everything, changes nothing
 };
 enum class Verb { read, create, change, end };
-enum class Resource { tenants, quotas, tokens, leases, gpus, events, audit, metrics, settings };
+enum class Resource { tenants, quotas, tokens, leases, gpus, events, audit, metrics, settings, alarms };
 enum class Whose {
   own,
   others

@@ -180,15 +180,77 @@ bool logs_readable(const Evidence& e) {
   return e.kernel_log.value.has_value() || e.text("/var/log/audit/audit.log").value.has_value();
 }
 
+// The value of key="value" or key=value in a line of the audit log; never anything that a shell would read.
+std::string audit_field(std::string_view line, std::string_view key) {
+  for (std::size_t at = line.find(key); at != std::string_view::npos; at = line.find(key, at + 1)) {
+    const std::size_t value = at + key.size();
+    if ((at > 0 && line[at - 1] != ' ') || value >= line.size() || line[value] != '=') continue;
+    auto rest = line.substr(value + 1);
+    rest = rest.starts_with('"') ? rest.substr(1, rest.find('"', 1) - 1) : rest.substr(0, rest.find(' '));
+    const bool tame = std::all_of(rest.begin(), rest.end(), [](char c) {
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+             std::string_view("/._-:+@,").find(c) != std::string_view::npos;
+    });
+    return tame && rest.size() <= 256 ? std::string(rest) : std::string();
+  }
+  return {};
+}
+
+// The rule that allows exactly what the line says was denied, and the file that the profile reads for it.
+std::vector<std::string> apparmor_mend(const Evidence& e, std::string_view line) {
+  std::string name = audit_field(line, "name"), profile = audit_field(line, "profile");
+  const std::string mask = audit_field(line, "denied_mask");
+  if (!name.starts_with("/dev/")) name = "/dev/vfio/*";
+  // Groups are numbered anew when slots change, and a guest has one of them: the rule names them all.
+  if (name.starts_with("/dev/vfio/") && name.find_first_of("0123456789") != std::string::npos)
+    name = name.starts_with("/dev/vfio/devices/") ? "/dev/vfio/devices/vfio[0-9]*" : "/dev/vfio/[0-9]*";
+  const bool only_reads = mask == "r";
+  const std::string rule = fmt::format("{} {},", name, only_reads ? "r" : "rw");
+  // libvirt makes a profile for each guest from one abstraction, which includes the local file.
+  std::string file = "/etc/apparmor.d/local/abstractions/libvirt-qemu";
+  if (!profile.empty() && !profile.starts_with("libvirt-")) {
+    std::string base = profile.starts_with('/') ? profile.substr(1) : profile;
+    std::replace(base.begin(), base.end(), '/', '.');
+    if (const auto child = base.find("//"); child != std::string::npos) base.resize(child);
+    file = "/etc/apparmor.d/local/" + base;
+  }
+  return {fmt::format("echo '  {}' | {}", rule, sudo(e, "tee -a " + file)),
+          sudo(e, "systemctl reload apparmor"),
+          "# a guest that runs keeps its old profile: stop and start it"};
+}
+
+std::vector<std::string> selinux_mend(const Evidence& e, std::string_view line) {
+  const auto type_of = [](const std::string& context) {  // user:role:type:level
+    const auto fields = split(context, ':');
+    return fields.size() >= 3 ? std::string(fields[2]) : std::string();
+  };
+  const auto source = type_of(audit_field(line, "scontext")), target = type_of(audit_field(line, "tcontext"));
+  const auto object = audit_field(line, "tclass");
+  const auto open = line.find('{'), close = line.find('}');
+  std::string rights;
+  if (open != std::string_view::npos && close != std::string_view::npos && open < close)
+    rights = printable(trim(line.substr(open + 1, close - open - 1)), 128);
+  const bool tame =
+      !rights.empty() && rights.find_first_not_of("abcdefghijklmnopqrstuvwxyz_ ") == std::string::npos;
+  std::vector<std::string> mend{sudo(e, "restorecon -Rv /dev/vfio /dev/nvidia*") +
+                                "   # the node's own label first; is it still denied, then:"};
+  if (source.starts_with("container")) mend.push_back(sudo(e, "setsebool -P container_use_devices 1"));
+  if (!source.empty() && !target.empty() && !object.empty() && tame) {
+    mend.push_back(
+        fmt::format("echo '(allow {} {} ({} ({})))' > bulkhead-gpu.cil", source, target, object, rights));
+    mend.push_back(sudo(e, "semodule -i bulkhead-gpu.cil"));
+  } else {
+    mend.push_back(sudo(e, "ausearch -m avc -ts boot --raw") +
+                   " | audit2allow -M bulkhead-gpu   # review the .te file, then");
+    mend.push_back(sudo(e, "semodule -i bulkhead-gpu.pp"));
+  }
+  return mend;
+}
+
 Judgement apparmor(const Evidence& e) {
   const std::string enabled = "/sys/module/apparmor/parameters/enabled";
-  if (const auto found = denial(e, "apparmor=\"DENIED\"")) {
-    return fail(
-        "AppArmor kept a program from a GPU's device node", {*found},
-        {"echo '/dev/vfio/* rw,' | " + sudo(e, "tee -a /etc/apparmor.d/local/abstractions/libvirt-qemu"),
-         "echo '/dev/nvidia* rw,' | " + sudo(e, "tee -a /etc/apparmor.d/local/abstractions/libvirt-qemu"),
-         sudo(e, "systemctl reload apparmor")});
-  }
+  if (const auto found = denial(e, "apparmor=\"DENIED\""))
+    return fail("AppArmor kept a program from a GPU's device node", {*found}, apparmor_mend(e, found->words));
   if (!e.text(enabled) || !trim(*e.text(enabled)).starts_with('Y'))
     return ok("AppArmor is not active", {quote(e, enabled)});
   if (!logs_readable(e))
@@ -200,12 +262,7 @@ Judgement apparmor(const Evidence& e) {
 Judgement selinux(const Evidence& e) {
   const std::string enforce = "/sys/fs/selinux/enforce";
   if (const auto found = denial(e, "avc:  denied")) {
-    return fail("SELinux kept a program from a GPU's device node", {*found},
-                {sudo(e, "restorecon -Rv /dev/vfio /dev/nvidia*"),
-                 sudo(e, "setsebool -P container_use_devices 1   # containers"),
-                 sudo(e, "ausearch -m avc -ts boot --raw") +
-                     " | audit2allow -M bulkhead-gpu   # review the .te file, then",
-                 sudo(e, "semodule -i bulkhead-gpu.pp")});
+    return fail("SELinux kept a program from a GPU's device node", {*found}, selinux_mend(e, found->words));
   }
   if (!e.text(enforce) || trim(*e.text(enforce)) != "1")
     return ok("SELinux does not enforce", {quote(e, enforce)});

@@ -66,8 +66,8 @@ std::string_view name_of(Verdict verdict) {
 const std::vector<Check>& checks() {
   static const std::vector<Check> table = [] {
     std::vector<Check> all;
-    for (auto rows :
-         {iommu_rows, pci_rows, driver_rows, fabric_rows, mig_rows, access_rows, heat_rows, host_rows}) {
+    for (auto rows : {iommu_rows, boot_rows, pci_rows, driver_rows, fabric_rows, mig_rows, access_rows,
+                      heat_rows, host_rows}) {
       for (Check& row : rows()) all.push_back(std::move(row));
     }
     return all;

@@ -132,7 +132,7 @@ struct Finding {
   std::vector<std::string> requirements = {};
 };
 
-// The table, in the order of the story: platform, PCI, driver, fabric, MIG, access, heat, host.
+// The table, in the order of the story: platform, boot, PCI, driver, fabric, MIG, access, heat, host.
 const std::vector<Check>& checks();
 
 // One finding for each check that serves one of the purposes, in table order.

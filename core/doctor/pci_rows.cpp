@@ -96,6 +96,40 @@ Judgement bar_assigned(const Evidence& e) {
   return fail("a GPU has a BAR without a window: its driver cannot start", broken, bar_mend());
 }
 
+// Lines 7 to 12 of `resource` are the windows of all virtual functions of a device together.
+Judgement vf_windows(const Evidence& e) {
+  std::vector<Source> none;
+  std::size_t judged = 0;
+  for (const auto* device : all_gpus(e)) {
+    if (!device->vfs_total || *device->vfs_total == 0) continue;
+    const std::string path = sysfs(*device, "resource");
+    const auto& text = e.text(path);
+    if (!text) continue;
+    const auto lines = split_lines(*text);
+    if (lines.size() < 13) continue;  // a kernel without SR-IOV
+    ++judged;
+    const bool any = std::any_of(lines.begin() + 7, lines.begin() + 13, [](std::string_view line) {
+      const auto words = split(trim(line), ' ');
+      return words.size() == 3 && words[1].find_first_not_of("0x") != std::string_view::npos;
+    });
+    if (!any)
+      none.push_back(
+          {path, fmt::format("lines 7 to 12 are zero, sriov_totalvfs says {}", *device->vfs_total)});
+  }
+  if (judged == 0) {
+    if (virtual_machine(e)) return ask_the_host(e, "no GPU shows windows of virtual functions");
+    return ok("no GPU here has virtual functions to make room for");
+  }
+  if (none.empty()) return ok(fmt::format("{} GPUs have room for their virtual functions", judged));
+  return warn(
+      fmt::format("{} of {} GPUs have no room for virtual functions: making one answers ENOMEM", none.size(),
+                  judged),
+      none,
+      std::vector<std::string>{"# firmware setup: enable \"SR-IOV Support\" and \"Above 4G Decoding\", "
+                               "enlarge \"MMIO High Size\""} +
+          kernel_arguments(e, "pci=realloc"));
+}
+
 Judgement above_4g(const Evidence& e) {
   const auto gpus = all_gpus(e);
   for (const auto* device : gpus) {
@@ -232,23 +266,44 @@ Judgement smbios(const Evidence& e) {
   // (DSP0134 6.1).
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>((*table)[i]); };
   std::optional<bool> uefi;
-  unsigned structures = 0, sockets = 0;
+  unsigned structures = 0, sockets = 0, slots = 0;
+  std::vector<std::string> firmware, board;
   for (std::size_t at = 0; at + 4 <= table->size() && structures < 4096;) {
     const unsigned type = byte(at), length = byte(at + 1);
     if (length < 4 || at + length > table->size()) break;
-    if (type == 0 && length >= 0x14)
-      uefi = (byte(at + 0x13) & 0x08U) != 0;  // type 0, extension byte 2, bit 3
-    if (type == 4) ++sockets;
-    ++structures;
     std::size_t end = at + length;
     while (end + 1 < table->size() && (byte(end) != 0 || byte(end + 1) != 0)) ++end;
+    // The n-th string after the formatted part; 0 and numbers beyond the last are no string.
+    const auto string_at = [&](std::size_t field, std::vector<std::string>& into) {
+      if (field >= length) return;
+      unsigned number = byte(at + field);
+      for (std::size_t from = at + length; number > 0 && from < end;) {
+        const std::size_t zero = std::min(table->find('\0', from), end);
+        if (--number == 0)
+          into.push_back(printable(trim(std::string_view(*table).substr(from, zero - from)), 64));
+        from = zero + 1;
+      }
+    };
+    if (type == 0) {
+      if (length >= 0x14) uefi = (byte(at + 0x13) & 0x08U) != 0;  // type 0, extension byte 2, bit 3
+      for (const std::size_t field : {0x04U, 0x05U, 0x08U}) string_at(field, firmware);
+    }
+    if (type == 2 && board.empty())
+      for (const std::size_t field : {0x04U, 0x05U, 0x06U}) string_at(field, board);
+    if (type == 4) ++sockets;
+    if (type == 9) ++slots;
+    ++structures;
     at = end + 2;
     if (type == 127) break;
   }
-  const Source source{path, fmt::format("{} structures, {} processor sockets, UEFI {}", structures, sockets,
-                                        !uefi   ? "not stated"
-                                        : *uefi ? "yes"
-                                                : "no")};
+  std::string words =
+      fmt::format("{} structures, {} processor sockets, {} slots, UEFI {}", structures, sockets, slots,
+                  !uefi   ? "not stated"
+                  : *uefi ? "yes"
+                          : "no");
+  if (!firmware.empty()) words += ", firmware " + join(firmware, " ");
+  if (!board.empty()) words += ", board " + join(board, " ");
+  const Source source{path, words};
   if (structures == 0 || !uefi)
     return warn("the firmware's SMBIOS table is unusable as a baseline", {source},
                 {sudo(e, "dmidecode -t 0,1,4")});
@@ -256,8 +311,11 @@ Judgement smbios(const Evidence& e) {
     return warn("the firmware booted in legacy mode: large windows and SR-IOV usually need UEFI", {source},
                 {"# firmware setup: boot mode UEFI, CSM off"});
   }
-  return ok("the firmware describes itself; SR-IOV is read from the PCI capability, SMBIOS has no bit for it",
-            {source});
+  return ok(
+      "the firmware describes itself; SMBIOS has no bit for SR-IOV, VT-d, ACS or Above 4G: those are read "
+      "from "
+      "PCI, ACPI and /proc/iomem",
+      {source});
 }
 
 Judgement message_interrupts(const Evidence& e) {
@@ -300,9 +358,12 @@ Judgement numa(const Evidence& e) {
     return ok("one NUMA node: every CPU is equally near");
   }
   std::vector<Source> lost;
-  for (const auto& gpu : e.host.gpus) {
-    if (!gpu.pci.numa_node) lost.push_back({sysfs(gpu.pci, "numa_node"), "-1"});
+  // Those of virtual machines and those without a driver too: their guests are pinned by the same number.
+  const auto gpus = all_gpus(e);
+  for (const auto* device : gpus) {
+    if (!device->numa_node) lost.push_back({sysfs(*device, "numa_node"), "-1"});
   }
+  if (gpus.empty()) return unknown("no GPU is on the PCI bus");
   if (lost.empty()) return ok(fmt::format("each GPU names its NUMA node ({} nodes)", e.host.numa.size()));
   return warn("the firmware does not say which NUMA node a GPU is near", lost,
               {"# firmware setup: NUMA on (AMD: NPS1), newest firmware; tenants on these GPUs are pinned by "
@@ -322,6 +383,13 @@ std::vector<Check> pci_rows() {
        .why = "A BAR without addresses is the \"BAR allocation error\": neither the NVIDIA driver nor "
               "vfio-pci can use the GPU.",
        .judge = bar_assigned},
+      {.id = "pci.vf-windows",
+       .title = "Virtual functions have room",
+       .requirements = {"R2", "R21"},
+       .purposes = for_passthrough,
+       .reads = {{How::text, "/sys/bus/pci/devices/*/resource"}},
+       .why = "The capability says how many there could be; without windows behind the bridge there is none.",
+       .judge = vf_windows},
       {.id = "pci.above-4g",
        .title = "Windows above 4 GiB are allowed",
        .requirements = {"R1", "R15", "R21"},

@@ -175,6 +175,7 @@ std::vector<const inventory::PciDevice*> all_gpus(const Evidence& e) {
   std::vector<const inventory::PciDevice*> devices;
   for (const inventory::Gpu& gpu : e.host.gpus) devices.push_back(&gpu.pci);
   for (const inventory::LostGpu& gpu : e.host.lost) devices.push_back(&gpu.pci);
+  for (const inventory::Accelerator& one : e.host.accelerators) devices.push_back(&one.pci);
   return devices;
 }
 

@@ -9,6 +9,7 @@
 namespace bulkhead::doctor {
 
 std::vector<Check> iommu_rows();
+std::vector<Check> boot_rows();
 std::vector<Check> pci_rows();
 std::vector<Check> driver_rows();
 std::vector<Check> fabric_rows();
@@ -56,7 +57,7 @@ CpuMaker cpu_maker(const Evidence& e);
 // "GPU 3 (0000:1b:00.0)"
 std::string name_of(const inventory::Gpu& gpu);
 std::string sysfs(const inventory::PciDevice& device, std::string_view attribute);
-// GPUs NVML shows and GPUs only PCI shows.
+// GPUs NVML shows, GPUs only PCI shows, accelerators of other makers.
 std::vector<const inventory::PciDevice*> all_gpus(const Evidence& e);
 bool on_vfio(const inventory::PciDevice& device);
 std::string listed(const std::vector<std::string>& names);  // "a", "a and b", "a, b and 3 more"

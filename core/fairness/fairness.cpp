@@ -19,6 +19,7 @@ constexpr double kLevelUnit = 0x1.0p44;  // levels are compared in these steps
 constexpr std::int64_t kMostTime =
     1'000'000'000'000'000;  // ms; 30 thousand years, so that sums stay far from overflow
 constexpr std::uint32_t kNobody = UINT32_MAX;
+constexpr double kMostPast = 1e16;  // no share is larger
 
 // 2^-(dt/half), by multiplying table entries: the C library's exp2 may differ in the last bit from machine to
 // machine.
@@ -464,6 +465,121 @@ struct Book::State {
     update(entry.request.tenant);
   }
 
+  // Why a request that waits is not admitted now.
+  Reason explain(const Entry& entry) const {
+    const Request& request = entry.request;
+    const std::uint64_t id = request.id;
+    const Account& account = accounts[request.tenant];
+    const std::string tenant = printable(account.tenant.name);
+    Reason out;
+    const bool borrows = !within(account, account.usage, request.demand);
+    const Rank rank = rank_of(account, request);
+    const TenantId* first_other = nullptr;
+    TenantId other = 0;
+    for (TenantId t = 0; t < accounts.size(); ++t) {
+      if (t == request.tenant) continue;
+      const Account& a = accounts[t];
+      const bool before = borrows ? a.within.any || (a.borrows.any && a.borrows.rank < rank)
+                                  : a.within.any && a.within.rank < rank;
+      if (!before) continue;
+      ++out.behind;
+      if (first_other == nullptr) {
+        other = t;
+        first_other = &other;
+      } else {
+        const auto better = [&](TenantId x) {
+          const Account& candidate = accounts[x];
+          return candidate.within.any ? std::pair(0, candidate.within.rank)
+                                      : std::pair(1, candidate.borrows.rank);
+        };
+        if (better(t) < better(other)) other = t;
+      }
+    }
+    const auto turn = next();
+    const auto says = [&](Why why, std::string text) {
+      out.why = why;
+      out.text = std::move(text);
+      return out;
+    };
+    if (turn && turn->request == id)
+      return says(Why::goes_next,
+                  fmt::format("goes next: tenant {} is at level {:.4f}, the lowest that fits{}", tenant,
+                              level_of(account), rank.owed ? ", and it waited long enough to be owed" : ""));
+    for (std::size_t r = 0; r < count; ++r) {
+      if (request.demand[r] > 0 && account.usage[r] + request.demand[r] > account.tenant.limit[r])
+        return says(Why::limit,
+                    fmt::format("tenant {} holds {} {} and may hold {}; {} more would pass its limit", tenant,
+                                account.usage[r], config.resources[r].name, account.tenant.limit[r],
+                                request.demand[r]));
+    }
+    if (entry.phase == Phase::held)
+      return says(Why::held, fmt::format("no place for {}: {}", amount_list(config, request.demand),
+                                         entry.held_why.empty() ? "held by the caller" : entry.held_why));
+    for (std::size_t r = 0; r < count; ++r) {
+      if (request.demand[r] > config.resources[r].capacity)
+        return says(Why::capacity,
+                    fmt::format("asks for {} {}; there are only {} in all now", request.demand[r],
+                                config.resources[r].name, config.resources[r].capacity));
+    }
+    const Candidate& own = borrows ? account.borrows : account.within;
+    if (!own.any || own.rank.id != id) {
+      std::uint64_t ahead = 0;
+      for (const Place& place : account.queue) {
+        if (place.id == id || ahead == kMostCounted) break;
+        ++ahead;
+      }
+      return says(Why::behind_own, fmt::format("{}{} of tenant {} itself {} first: {}",
+                                               ahead == kMostCounted ? "at least " : "",
+                                               times(ahead, "request"), tenant, ahead == 1 ? "goes" : "go",
+                                               own.any ? fmt::format("the next is request {}", own.rank.id)
+                                                       : "an older one has waited long enough to be owed"));
+    }
+    const auto here = rooms();
+    const Amounts& all = here.all;
+    for (std::size_t r = 0; r < count; ++r) {
+      if (request.demand[r] > 0 && request.demand[r] > all[r])
+        return says(
+            Why::capacity,
+            fmt::format("asks for {} {}; {} of {} are free{}", request.demand[r], config.resources[r].name,
+                        std::max<std::int64_t>(0, all[r]), config.resources[r].capacity,
+                        out.behind == 0 ? ", and it is the first to get them"
+                                        : fmt::format(", and candidates of {} go first",
+                                                      times(out.behind, "other tenant"))));
+    }
+    const auto keeps = [&](const State::Room& room) {
+      return fmt::format("request {} of tenant {} has waited since {} s ago and keeps {} until it fits",
+                         room.kept.rank.id, printable(accounts[*room.keeper].tenant.name),
+                         (now - room.kept.rank.enqueued_ms) / 1000, amount_list(config, room.kept.demand));
+    };
+    if (!fits(request.demand, here.within.rest)) return says(Why::reserved, keeps(here.within));
+    if (borrows) {
+      if (!fits(request.demand, here.borrow.rest)) return says(Why::reserved, keeps(here.borrow));
+      for (std::size_t r = 0; r < count; ++r) {
+        if (beyond(account, request.demand, r) <= here.borrow.beside[r]) continue;
+        return says(
+            Why::borrowing,
+            fmt::format(
+                "tenant {} holds {} {} of a nominal {}, so {} more would borrow; {} are free and tenants "
+                "within their quotas wait for {} of them",
+                tenant, account.usage[r], config.resources[r].name, account.tenant.nominal[r],
+                request.demand[r], all[r], claims[r] - account.claim[r]));
+      }
+    }
+    if (first_other == nullptr) return says(Why::behind_others, "goes as soon as next() is asked");
+    const Account& ahead = accounts[other];
+    const Candidate& theirs = ahead.within.any ? ahead.within : ahead.borrows;
+    const std::string why =
+        theirs.rank.owed && !rank.owed   ? "it has waited long enough to be owed"
+        : borrows && ahead.within.any    ? "it stays within its quota, and this one would borrow"
+        : theirs.rank.level < rank.level ? fmt::format("it is at level {:.4f} and tenant {} at {:.4f}",
+                                                       level_of(ahead), tenant, level_of(account))
+                                         : "it came first";
+    return says(
+        Why::behind_others,
+        fmt::format("candidates of {} go first; the next is request {} of tenant {}: {}",
+                    times(out.behind, "other tenant"), theirs.rank.id, printable(ahead.tenant.name), why));
+  }
+
   static Place place_of(Entry& entry) {
     return {entry.request.priority, entry.request.enqueued_ms, entry.request.id, &entry};
   }
@@ -775,116 +891,55 @@ Result<Reason> Book::explain(std::uint64_t id, std::int64_t now_ms) const {
   if (known == state_->requests.end() || known->second.phase == Phase::running) return no_such(id, "pending");
   State s = *state_;
   s.advance(now_ms);
-  const Entry& entry = s.requests.at(id);
-  const Request& request = entry.request;
-  const Account& account = s.accounts[request.tenant];
-  const std::string tenant = printable(account.tenant.name);
-  Reason out;
-  const bool borrows = !s.within(account, account.usage, request.demand);
-  const Rank rank = s.rank_of(account, request);
-  const TenantId* first_other = nullptr;
-  TenantId other = 0;
+  return s.explain(s.requests.at(id));
+}
+
+Result<Waiting> Book::waits(std::uint64_t id, std::int64_t now_ms) {
+  State& s = *state_;
+  const auto known = s.requests.find(id);
+  if (known == s.requests.end() || known->second.phase == Phase::running) return no_such(id, "pending");
+  s.advance(now_ms);
+  const Entry& entry = known->second;
+  const Account& account = s.accounts[entry.request.tenant];
+  Waiting out{
+      .why = s.explain(entry).why, .held = entry.held_why, .own = account.queue.size(), .pending = s.pending};
+  for (const Place& place : account.queue) {
+    if (place.id == id || out.ahead == kMostCounted) break;
+    ++out.ahead;
+  }
+  const bool within = s.within(account, account.usage, entry.request.demand);
+  const Rank rank = s.rank_of(account, entry.request);
   for (TenantId t = 0; t < s.accounts.size(); ++t) {
-    if (t == request.tenant) continue;
-    const Account& a = s.accounts[t];
-    const bool before = borrows ? a.within.any || (a.borrows.any && a.borrows.rank < rank)
-                                : a.within.any && a.within.rank < rank;
-    if (!before) continue;
-    ++out.behind;
-    if (first_other == nullptr) {
-      other = t;
-      first_other = &other;
-    } else {
-      const auto better = [&](TenantId x) {
-        const Account& candidate = s.accounts[x];
-        return candidate.within.any ? std::pair(0, candidate.within.rank)
-                                    : std::pair(1, candidate.borrows.rank);
-      };
-      if (better(t) < better(other)) other = t;
-    }
+    const Account& other = s.accounts[t];
+    if (t == entry.request.tenant || other.queue.empty()) continue;
+    const Request& first = other.queue.begin()->entry->request;
+    const bool inside = s.within(other, other.usage, first.demand);
+    if (inside != within ? inside : s.rank_of(other, first) < rank) ++out.tenants_ahead;
   }
-  const auto next = s.next();
-  const auto says = [&](Why why, std::string text) {
-    out.why = why;
-    out.text = std::move(text);
-    return out;
-  };
-  if (next && next->request == id)
-    return says(Why::goes_next,
-                fmt::format("goes next: tenant {} is at level {:.4f}, the lowest that fits{}", tenant,
-                            s.level_of(account), rank.owed ? ", and it waited long enough to be owed" : ""));
-  for (std::size_t r = 0; r < s.count; ++r) {
-    if (request.demand[r] > 0 && account.usage[r] + request.demand[r] > account.tenant.limit[r])
-      return says(Why::limit,
-                  fmt::format("tenant {} holds {} {} and may hold {}; {} more would pass its limit", tenant,
-                              account.usage[r], s.config.resources[r].name, account.tenant.limit[r],
-                              request.demand[r]));
-  }
-  if (entry.phase == Phase::held)
-    return says(Why::held, fmt::format("no place for {}: {}", amount_list(s.config, request.demand),
-                                       entry.held_why.empty() ? "held by the caller" : entry.held_why));
-  for (std::size_t r = 0; r < s.count; ++r) {
-    if (request.demand[r] > s.config.resources[r].capacity)
-      return says(Why::capacity,
-                  fmt::format("asks for {} {}; there are only {} in all now", request.demand[r],
-                              s.config.resources[r].name, s.config.resources[r].capacity));
-  }
-  const Candidate& own = borrows ? account.borrows : account.within;
-  if (!own.any || own.rank.id != id) {
-    std::uint64_t ahead = 0;
-    for (const Place& place : account.queue) {
-      if (place.id == id) break;
-      ++ahead;
-    }
-    return says(Why::behind_own, fmt::format("{} of tenant {} itself {} first: {}", times(ahead, "request"),
-                                             tenant, ahead == 1 ? "goes" : "go",
-                                             own.any ? fmt::format("the next is request {}", own.rank.id)
-                                                     : "an older one has waited long enough to be owed"));
-  }
-  const auto here = s.rooms();
-  const Amounts& all = here.all;
-  for (std::size_t r = 0; r < s.count; ++r) {
-    if (request.demand[r] > 0 && request.demand[r] > all[r])
-      return says(
-          Why::capacity,
-          fmt::format("asks for {} {}; {} of {} are free{}", request.demand[r], s.config.resources[r].name,
-                      std::max<std::int64_t>(0, all[r]), s.config.resources[r].capacity,
-                      out.behind == 0 ? ", and it is the first to get them"
-                                      : fmt::format(", and candidates of {} go first",
-                                                    times(out.behind, "other tenant"))));
-  }
-  const auto keeps = [&](const State::Room& room) {
-    return fmt::format("request {} of tenant {} has waited since {} s ago and keeps {} until it fits",
-                       room.kept.rank.id, printable(s.accounts[*room.keeper].tenant.name),
-                       (s.now - room.kept.rank.enqueued_ms) / 1000, amount_list(s.config, room.kept.demand));
-  };
-  if (!s.fits(request.demand, here.within.rest)) return says(Why::reserved, keeps(here.within));
-  if (borrows) {
-    if (!s.fits(request.demand, here.borrow.rest)) return says(Why::reserved, keeps(here.borrow));
-    for (std::size_t r = 0; r < s.count; ++r) {
-      if (s.beyond(account, request.demand, r) <= here.borrow.beside[r]) continue;
-      return says(
-          Why::borrowing,
-          fmt::format(
-              "tenant {} holds {} {} of a nominal {}, so {} more would borrow; {} are free and tenants "
-              "within their quotas wait for {} of them",
-              tenant, account.usage[r], s.config.resources[r].name, account.tenant.nominal[r],
-              request.demand[r], all[r], s.claims[r] - account.claim[r]));
-    }
-  }
-  if (first_other == nullptr) return says(Why::behind_others, "goes as soon as next() is asked");
-  const Account& ahead = s.accounts[other];
-  const Candidate& theirs = ahead.within.any ? ahead.within : ahead.borrows;
-  const std::string why =
-      theirs.rank.owed && !rank.owed   ? "it has waited long enough to be owed"
-      : borrows && ahead.within.any    ? "it stays within its quota, and this one would borrow"
-      : theirs.rank.level < rank.level ? fmt::format("it is at level {:.4f} and tenant {} at {:.4f}",
-                                                     s.level_of(ahead), tenant, s.level_of(account))
-                                       : "it came first";
-  return says(
-      Why::behind_others,
-      fmt::format("candidates of {} go first; the next is request {} of tenant {}: {}",
-                  times(out.behind, "other tenant"), theirs.rank.id, printable(ahead.tenant.name), why));
+  return out;
+}
+
+double Book::past(TenantId tenant, std::int64_t now_ms) const {
+  if (tenant >= state_->accounts.size()) return 0;
+  const Account& account = state_->accounts[tenant];
+  const std::int64_t dt = std::clamp(now_ms, state_->now, kMostTime) - account.settled_ms;
+  return account.share + (account.past - account.share) * decay(dt, state_->config.half_life_ms);
+}
+
+Status Book::set_past(TenantId tenant, double past, std::int64_t at_ms, std::int64_t now_ms) {
+  State& s = *state_;
+  if (tenant >= s.accounts.size())
+    return Error(Errc::not_found, fmt::format("there is no tenant {}", tenant));
+  if (!(past >= 0 && past <= kMostPast))
+    return Error(Errc::invalid, fmt::format("a past of {} is not in 0 to {}", past, kMostPast));
+  s.advance(now_ms);
+  Account& account = s.accounts[tenant];
+  s.settle(account, s.now);
+  account.past =
+      account.share + (past - account.share) *
+                          decay(s.now - std::clamp<std::int64_t>(at_ms, 0, s.now), s.config.half_life_ms);
+  s.update(tenant);
+  return ok_status();
 }
 
 Report Book::report(std::int64_t now_ms) const {

@@ -98,6 +98,17 @@ struct Reason {
   std::uint64_t behind = 0;  // candidates of other tenants that come first
 };
 
+// Where one that waits stands, in numbers alone: nobody else is named.
+inline constexpr std::uint64_t kMostCounted = 1000;
+struct Waiting {
+  Why why = Why::goes_next;
+  std::string held = {};            // Why::held: what the caller said
+  std::uint64_t ahead = 0;          // of its own tenant, in its order; kMostCounted: as many or more
+  std::uint64_t own = 0;            // of its own tenant, with itself
+  std::uint64_t tenants_ahead = 0;  // other tenants whose first goes before it
+  std::uint64_t pending = 0;        // in all
+};
+
 // Finish-time fairness (Themis, NSDI'20): rho = the time from enqueued to finished, over what it would have
 // been alone on the tenant's part (weight over the sum of weights) of the cluster. There the tenant's
 // requests are served one after another, in the order they finished in, at the speed of the whole part; none
@@ -153,7 +164,13 @@ class Book {
   // The turns that would follow one another if each were admitted now, at most `most`.
   std::vector<Turn> order(std::int64_t now_ms, std::size_t most) const;
   Result<Reason> explain(std::uint64_t id, std::int64_t now_ms) const;
+  Result<Waiting> waits(std::uint64_t id, std::int64_t now_ms);  // cheap: may be asked often
   Report report(std::int64_t now_ms) const;
+
+  // A tenant's decayed past, for whoever makes the book anew to keep and to put back. `past` was true at
+  // `at_ms`; what the tenant holds now counts as held since. An Error: it is no past that can be.
+  double past(TenantId tenant, std::int64_t now_ms) const;
+  Status set_past(TenantId tenant, double past, std::int64_t at_ms, std::int64_t now_ms);
 
   std::size_t pending() const;
   std::size_t running() const;

@@ -383,6 +383,79 @@ TEST(Fairness, BorrowersDoNotStarveOneAnotherEither) {
   EXPECT_EQ(next(b, 6000), 1U);
 }
 
+TEST(Fairness, AnotherBookGoesOnWithThePastOfTheFirstAndInItsOrder) {
+  const auto filled = [](Book& b) {
+    const auto a = tenant(b, amounts({4})), c = tenant(b, amounts({4}));
+    return std::pair(a, c);
+  };
+  Config config;
+  config.half_life_ms = kHour;
+  Book first = book({8}, config);
+  const auto [a, c] = filled(first);
+  // One held half of it for two hours, the other nothing; then nobody does, and both ask for all there is.
+  submit(first, 1, a, amounts({4}));
+  ASSERT_TRUE(first.admit(1, 0).ok());
+  ASSERT_TRUE(first.finish(1, 2 * kHour).ok());
+  const double kept = first.past(a, 2 * kHour);
+  EXPECT_NEAR(kept, 0.5 * 0.75, 1e-9);
+  const std::int64_t later = 3 * kHour;
+  EXPECT_NEAR(first.past(a, later), kept / 2, 1e-9);
+  const auto ask = [&](Book& b) {
+    submit(b, 2, a, amounts({4}), later);
+    submit(b, 3, c, amounts({4}), later + 1);
+    return next(b, later + 1);
+  };
+  Book forgetful = book({8}, config);
+  filled(forgetful);
+  EXPECT_EQ(ask(forgetful), 2U) << "who came first, where nobody remembers";
+  Book second = book({8}, config);
+  filled(second);
+  ASSERT_TRUE(second.set_past(a, kept, 2 * kHour, later).ok());
+  EXPECT_NEAR(second.past(a, later), first.past(a, later), 1e-9);
+  EXPECT_EQ(ask(second), 3U);
+  EXPECT_EQ(ask(first), 3U);
+
+  // What is held still counts as held since.
+  Book third = book({8}, config);
+  filled(third);
+  ASSERT_TRUE(third.adopt({.id = 9, .tenant = a, .demand = amounts({8})}, later).ok());
+  ASSERT_TRUE(third.set_past(a, 0, 2 * kHour, later).ok());
+  EXPECT_NEAR(third.past(a, later), 0.5, 1e-9);
+  // A clock that was set back: what was true later is true now.
+  ASSERT_TRUE(third.set_past(a, 0.25, 99 * kHour, later).ok());
+  EXPECT_NEAR(third.past(a, later), 0.25, 1e-9);
+  for (const double bad : {-0.1, 1e17, std::nan(""), std::numeric_limits<double>::infinity()})
+    EXPECT_FALSE(third.set_past(a, bad, 0, later).ok()) << bad;
+  EXPECT_FALSE(third.set_past(77, 0.5, 0, later).ok());
+}
+
+TEST(Fairness, WhoWaitsIsToldItsPlaceInNumbersAlone) {
+  Book b = book({4});
+  const auto a = tenant(b, amounts({2})), c = tenant(b, amounts({2}));
+  submit(b, 1, a, amounts({4}));
+  ASSERT_TRUE(b.admit(1, 0).ok());
+  submit(b, 2, a, amounts({1}), 1);
+  submit(b, 3, a, amounts({1}), 2);
+  submit(b, 4, c, amounts({1}), 3);
+  const auto says = [&](std::uint64_t id) { return b.waits(id, 4).value(); };
+  EXPECT_EQ(says(2).ahead, 0U);
+  EXPECT_EQ(says(3).ahead, 1U);
+  EXPECT_EQ(says(3).own, 2U);
+  EXPECT_EQ(says(3).pending, 3U);
+  EXPECT_EQ(says(3).why, Why::behind_own);
+  EXPECT_EQ(says(2).tenants_ahead, 1U) << "it would borrow, the other stays within its part";
+  EXPECT_EQ(says(4).tenants_ahead, 0U);
+  EXPECT_EQ(says(4).why, Why::capacity);
+  ASSERT_TRUE(b.hold(4, "no room", 4).ok());
+  EXPECT_EQ(says(4).why, Why::held);
+  EXPECT_EQ(says(4).held, "no room");
+  EXPECT_EQ(says(2).tenants_ahead, 1U) << "held or not, it goes first";
+  EXPECT_FALSE(b.waits(1, 4).ok()) << "it runs";
+  EXPECT_FALSE(b.waits(77, 4).ok());
+  for (std::uint64_t id = 100; id < 100 + 2 * kMostCounted; ++id) submit(b, id, a, amounts({1}), 5);
+  EXPECT_EQ(b.waits(100 + 2 * kMostCounted - 1, 5)->ahead, kMostCounted);
+}
+
 TEST(Fairness, FinishTimeIsMeasuredAgainstAPartOfTheClusterOfItsOwn) {
   auto b = book({8});
   const auto a = tenant(b, amounts({8}));

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "base/text.hpp"
+
 namespace bulkhead::inventory {
 
 std::string_view name_of(Pool pool) {
@@ -93,6 +95,8 @@ Json json_of(const LostGpu& lost);
 Json json_of(const PciDevice& pci);
 Json json_of(const NumaNode& node);
 Json json_of(const SystemdUnit& unit);
+Json json_of(const VirtualShare& share);
+Json json_of(const Accelerator& one);
 
 template <class T>
 Json list_of(const std::vector<T>& values) {
@@ -218,7 +222,36 @@ Json json_of(const Gpu& gpu) {
 Json json_of(const LostGpu& lost) { return {{"why", lost.why}, {"pci", json_of(lost.pci)}}; }
 
 Json json_of(const NumaNode& node) {
-  return {{"id", node.id}, {"cpus", node.cpus}, {"memory_bytes", node.memory.count}};
+  Json pages = Json::array();
+  for (const auto& of : node.hugepages)
+    pages.push_back({{"size_bytes", of.size.count}, {"total", of.total}, {"free", of.free}});
+  return {{"id", node.id},
+          {"cpus", node.cpus},
+          {"memory_bytes", node.memory.count},
+          {"hugepages", std::move(pages)}};
+}
+
+Json json_of(const VirtualShare& share) {
+  return {{"function", share.number},
+          {"quantum_ms", json_of(share.quantum_ms)},
+          {"preempt_us", json_of(share.preempt_us)},
+          {"priority", json_of(share.priority)},
+          {"memory_bytes", json_of(share.memory)}};
+}
+
+Json json_of(const Accelerator& one) {
+  Json out = {{"maker", one.maker},
+              {"model", json_of(one.model)},
+              {"memory_bytes", json_of(one.memory)},
+              {"memory_used_bytes", json_of(one.memory_used)},
+              {"abilities", abilities(one)},
+              {"pci", json_of(one.pci)}};
+  if (one.compute_partition || !one.compute_partitions.empty())
+    out["compute_partition"] = {{"now", json_of(one.compute_partition)}, {"offered", one.compute_partitions}};
+  if (one.memory_partition || !one.memory_partitions.empty())
+    out["memory_partition"] = {{"now", json_of(one.memory_partition)}, {"offered", one.memory_partitions}};
+  if (one.shares_set) out["function_shares"] = list_of(one.shares);
+  return out;
 }
 
 Json json_of(const SystemdUnit& unit) {
@@ -230,6 +263,33 @@ Json json_of(const SystemdUnit& unit) {
 }
 
 }  // namespace
+
+std::vector<std::string> abilities(const Accelerator& one) {
+  std::vector<std::string> out;
+  if (!one.compute_partitions.empty()) {
+    out.push_back(fmt::format("compute partitions: {} now, can be {}",
+                              one.compute_partition.value_or("unknown"), join(one.compute_partitions, ", ")));
+  } else if (one.compute_partition) {
+    out.push_back(fmt::format("compute partitions: {}, not to be changed from here", *one.compute_partition));
+  }
+  if (!one.memory_partitions.empty()) {
+    out.push_back(fmt::format("memory partitions: {} now, can be {}",
+                              one.memory_partition.value_or("unknown"), join(one.memory_partitions, ", ")));
+  } else if (one.memory_partition) {
+    out.push_back(fmt::format("memory partitions: {}, not to be changed from here", *one.memory_partition));
+  }
+  if (one.pci.vfs_total && *one.pci.vfs_total > 0) {
+    out.push_back(
+        fmt::format("virtual functions: {} of {} made", one.pci.vfs_now.value_or(0), *one.pci.vfs_total));
+  }
+  if (one.shares_set) out.emplace_back("the share of each virtual function can be set (sriov_admin)");
+  if (one.pci.driver && one.pci.driver->starts_with("vfio")) {
+    out.push_back(fmt::format("bound to {}: set apart for virtual machines", *one.pci.driver));
+  } else if (one.pci.iommu_group) {
+    out.emplace_back("passthrough: it is in an IOMMU group");
+  }
+  return out;
+}
 
 Json to_json(const Host& host) {
   return {{"apiVersion", "bulkhead/v1"},
@@ -251,6 +311,7 @@ Json to_json(const Host& host) {
           {"gpus", list_of(host.gpus)},
           {"lost_gpus", list_of(host.lost)},
           {"nvswitches", list_of(host.nvswitches)},
+          {"accelerators", list_of(host.accelerators)},
           {"virtual_functions", list_of(host.virtual_functions)},
           {"units", list_of(host.units)},
           {"notes", host.notes}};

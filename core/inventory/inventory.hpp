@@ -142,10 +142,42 @@ struct LostGpu {
   std::string why = {};
 };
 
+// What a physical function gave one of its functions: Intel's xe, sriov_admin/{pf,vfN}/profile.
+struct VirtualShare {
+  unsigned number = 0;                     // 0: the physical function itself
+  Reading<std::uint64_t> quantum_ms = {};  // its turn of the engines; 0: no limit
+  Reading<std::uint64_t> preempt_us = {};  // how long it may take to give them up; 0: no limit
+  Reading<std::string> priority = {};      // "low", "normal", "high"
+  Reading<Bytes> memory = {};              // quota of device memory; Linux 7.0
+};
+
+// A GPU or accelerator that is not NVIDIA's, as its driver shows it in sysfs. bulkhead shows these and gives
+// them to virtual machines; it does not partition them.
+struct Accelerator {
+  PciDevice pci = {};
+  std::string maker = {};  // "AMD", "Intel", or the vendor's number
+  Reading<std::string> model = {};
+  Reading<Bytes> memory = {}, memory_used = {};
+  // AMD's amdgpu: "SPX" and "NPS1", and what it could be set to.
+  Reading<std::string> compute_partition = {}, memory_partition = {};
+  std::vector<std::string> compute_partitions = {}, memory_partitions = {};
+  bool shares_set = false;  // Intel's xe: sriov_admin is there, so `shares` can be set
+  std::vector<VirtualShare> shares = {};
+};
+// What it can do, a sentence each.
+std::vector<std::string> abilities(const Accelerator& accelerator);
+
+// Large pages of one size that a NUMA node has set aside for those who ask by name.
+struct Hugepages {
+  Bytes size = {};
+  std::uint64_t total = 0, free = 0;
+};
+
 struct NumaNode {
   unsigned id = 0;
   std::string cpus = {};  // list format
   Bytes memory = {};
+  std::vector<Hugepages> hugepages = {};  // smallest first
 };
 
 struct SystemdUnit {
@@ -171,6 +203,7 @@ struct Host {
   std::vector<Gpu> gpus = {};
   std::vector<LostGpu> lost = {};
   std::vector<PciDevice> nvswitches = {};
+  std::vector<Accelerator> accelerators = {};  // of other makers
   std::vector<PciDevice> virtual_functions = {};
   std::vector<SystemdUnit> units = {};  // the units bulkhead looks after
   std::vector<std::string> notes = {};  // what could not be read at all, and why

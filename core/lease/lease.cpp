@@ -95,7 +95,10 @@ constexpr std::int64_t latest = 253'402'300'799'999;  // the end of the year 999
 WallTime wall(std::int64_t ms) { return WallTime(std::chrono::milliseconds(ms)); }
 std::int64_t number(WallTime time) { return time.time_since_epoch().count(); }
 
-Ask read_ask(Fields& fields) {
+// What was granted once is read back as it is; what is asked for now keeps to what can work.
+enum class From { request, record };
+
+Ask read_ask(Fields& fields, From from) {
   Ask ask;
   bool known_class = false;
   if (const auto text = fields.text("class", 16)) {
@@ -116,6 +119,11 @@ Ask read_ask(Fields& fields) {
   if (share && !ask.memory && !fields.has("memory"))
     fields.mistake("memory", "is missing: a lease of class share names its cap in bytes");
   if (share && ask.weight == 0 && !fields.has("weight")) ask.weight = 100;
+  if (share && from == From::request && ask.memory && *ask.memory < smallest_share)
+    fields.mistake("memory",
+                   fmt::format("is {} bytes, and the smallest share is 64 MiB, {} bytes: no program "
+                               "comes up in less",
+                               ask.memory->count, smallest_share.count));
   if (known_class && !share && (ask.memory || ask.weight != 0))
     fields.mistake(ask.memory ? "memory" : "weight", "is for class share alone");
   ask.count = static_cast<unsigned>(fields.whole("count", 1, most_parts).value_or(1));
@@ -194,7 +202,7 @@ std::string_view name_of(Event event) { return name_in(events, event); }
 Result<Ask> parse_ask(const Json& json) {
   std::vector<std::string> mistakes;
   Fields fields(json, "", mistakes);
-  Ask ask = read_ask(fields);
+  Ask ask = read_ask(fields, From::request);
   fields.no_others();
   BH_CHECK(no_mistakes("lease", mistakes));
   return ask;
@@ -263,7 +271,7 @@ Result<Lease> parse(const Json& json) {
   lease.user = fields.text("user", 256).value_or("");
   if (const Json* ask = fields.object("ask")) {
     Fields inner(*ask, "ask", mistakes);
-    lease.ask = read_ask(inner);
+    lease.ask = read_ask(inner, From::record);
     inner.no_others();
   } else {
     fields.mistake("ask", "is missing");

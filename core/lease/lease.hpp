@@ -25,11 +25,13 @@ std::string_view name_of(Topology topology);  // "any", "same-gpu" ...
 
 inline constexpr unsigned most_parts = 64;                                 // of one lease
 inline constexpr std::chrono::seconds shortest{10}, longest{90 * 86'400};  // of a time to live
+// Of a share: what `bulkhead share run` takes, for a program in less does not come up.
+inline constexpr Bytes smallest_share = mebibytes(64);
 
 struct Ask {
   Class cls = Class::mig;
   std::string profile = {};          // mig: "3g.40gb"
-  std::optional<Bytes> memory = {};  // share: the cap
+  std::optional<Bytes> memory = {};  // share: the cap, at least smallest_share
   unsigned weight = 0;               // share: thousandths of a GPU's time, 1..1000
   unsigned count = 1;                // slices or GPUs, 1..most_parts, all or none
   Topology topology = Topology::any;

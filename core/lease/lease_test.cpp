@@ -1,5 +1,6 @@
 #include "core/lease/lease.hpp"
 
+#include <map>
 #include <set>
 
 #include <gtest/gtest.h>
@@ -79,6 +80,30 @@ TEST(Lease, every_mistake_of_an_ask_is_told_at_once) {
     EXPECT_NE(ask.error().message().find(word), std::string::npos) << word << "\n" << ask.error().message();
 }
 
+TEST(Lease, a_number_that_cannot_work_is_refused_by_its_name) {
+  const std::string share = R"({"class":"share","memory":1073741824)";
+  for (const auto& [key, values] : std::map<std::string, std::vector<std::string>>{
+           {"memory",
+            {"0", "20", "-1", "1048576", "67108863", "1125899906842625", "18446744073709551616", "1e9"}},
+           {"weight", {"0", "-1", "1001", "4294967297", "18446744073709551617", "1.5", "\"7\""}},
+           {"count", {"0", "-1", "65", "1000000000", "4294967297", "1e9"}},
+           {"ttlSeconds", {"0", "9", "-60", "7776001", "18446744073709551615", "1e3"}},
+           {"priority", {"-101", "101", "9223372036854775808"}},
+           {"deadline", {"-1", "253402300800000", "18446744073709551616"}}})
+    for (const auto& value : values) {
+      // The last of two keys of one name would count: the memory of `share` is left out where it is at hand.
+      const std::string head = key == "memory" ? R"({"class":"share")" : share;
+      const auto ask = parse_ask(*parse_json(head + ",\"" + key + "\":" + value + "}"));
+      ASSERT_FALSE(ask.ok()) << key << " " << value;
+      EXPECT_NE(ask.error().message().find(key + ": "), std::string::npos) << ask.error().message();
+    }
+  const auto small = parse_ask(*parse_json(R"({"class":"share","memory":20})"));
+  EXPECT_NE(small.error().message().find("the smallest share is 64 MiB"), std::string::npos);
+  const auto least = parse_ask(*parse_json(R"({"class":"share","memory":67108864})"));
+  ASSERT_TRUE(least.ok()) << least.error().message();
+  EXPECT_EQ(*least->memory, smallest_share);
+}
+
 TEST(Lease, an_ask_without_a_class_is_not_guessed) {
   EXPECT_FALSE(parse_ask(Json::object()).ok());
   EXPECT_FALSE(parse_ask(Json::array()).ok());
@@ -119,6 +144,12 @@ TEST(Lease, a_record_comes_back_exactly) {
   const auto again = parse(json);
   ASSERT_TRUE(again.ok()) << again.error().message();
   EXPECT_EQ(to_json(*again), json);
+}
+
+TEST(Lease, a_record_of_a_share_from_before_there_was_a_smallest_is_read) {
+  Json json = to_json(whole());
+  json["ask"] = Json{{"class", "share"}, {"memory", 1048576}, {"weight", 1}};
+  EXPECT_TRUE(parse(json).ok());
 }
 
 TEST(Lease, a_damaged_record_is_refused_with_its_keys) {

@@ -54,6 +54,44 @@ std::string holder_words(const std::vector<inventory::Holder>& holders) {
   return join(words, ", ");
 }
 
+// Services that hold a GPU by themselves, by the names of their processes (the kernel keeps 15 letters): each
+// is stopped in its own way, and killed it would come back.
+constexpr struct {
+  std::string_view process, words;
+} services[] = {
+    {"nvidia-persiste", "the persistence daemon: systemctl stop nvidia-persistenced"},
+    {"nv-hostengine", "DCGM: systemctl stop nvidia-dcgm"},
+    {"dcgm-exporter", "DCGM's exporter: stop its container, or systemctl stop dcgm-exporter"},
+    {"nv-fabricmanage", "the Fabric Manager: systemctl stop nvidia-fabricmanager"},
+    {"Xorg", "the display server: systemctl isolate multi-user.target"},
+};
+
+// How to be rid of whoever holds a device of the host's.
+std::string ways_to_end(const std::vector<inventory::Holder>& holders) {
+  std::vector<std::string> ways;
+  bool others = false;
+  for (const auto& holder : holders) {
+    const auto* row = std::find_if(std::begin(services), std::end(services), [&](const auto& one) {
+      return std::string_view(holder.name).starts_with(one.process);
+    });
+    if (row == std::end(services)) {
+      others = true;
+    } else if (std::find(ways.begin(), ways.end(), row->words) == ways.end()) {
+      ways.emplace_back(row->words);
+    }
+  }
+  if (ways.empty()) return "stop them, or take it from them with --evict";
+  if (others) ways.emplace_back("stop the others, or take it from them with --evict");
+  return join(ways, "; ");
+}
+
+// Of the chipset: what hangs on it (TPM, BMC, clock, fans) is the host's, and its neighbours in the slot are
+// not its companions.
+bool is_of_chipset(const Function& function) {
+  const auto kind = function.class_code >> 8U;
+  return kind == 0x0601 || kind == 0x0c05;
+}
+
 bool same_slot(const PciAddress& a, const PciAddress& b) {
   return a.domain == b.domain && a.bus == b.bus && a.device == b.device;
 }
@@ -81,6 +119,7 @@ class Maker {
              "bulkhead inventory lists what is; after a hot plug: echo 1 > /sys/bus/pci/rescan");
         continue;
       }
+      if (hangs(wanted, *function) || is_dead(wanted, *function)) continue;
       if (wanted.purpose == Purpose::host) {
         give_back(wanted, *function);
       } else if (wanted.vfs) {
@@ -111,7 +150,16 @@ class Maker {
                           .way_out = std::move(way_out)});
   }
   void add(Deed deed, std::string why, std::vector<inventory::Holder> evicts = {}) {
+    // Functions of one group share its file, and so whoever holds it, who is ended once.
+    std::erase_if(evicts, [&](const inventory::Holder& holder) {
+      return !evicted_.insert({holder.pid, holder.start_time}).second;
+    });
     order_.deeds.push_back({std::move(deed), std::move(why), std::move(evicts)});
+  }
+  bool refused_already(const Wanted& wanted, const std::vector<inventory::Holder>& holders) {
+    bool known = true;
+    for (const auto& holder : holders) known &= !refused_.insert({wanted.address, holder.pid}).second;
+    return known;
   }
 
   bool is_wanted(const PciAddress& address) const {
@@ -132,6 +180,13 @@ class Maker {
       }
     }
     return false;
+  }
+
+  // Named itself, not only in the slot of one that is: a group of its own does not go along.
+  bool is_given(const PciAddress& address) const {
+    return std::any_of(wishes_.devices.begin(), wishes_.devices.end(), [&](const Wanted& wanted) {
+      return wanted.address == address && wanted.purpose == Purpose::virtual_machine && !wanted.vfs;
+    });
   }
 
   // What the host loses with it. Holders of a device that is with VFIO are virtual machines: it is theirs
@@ -159,11 +214,51 @@ class Maker {
     if (!function.holders.empty() && !function.with_vfio()) {
       if (wishes_.evict) {
         evicts.insert(evicts.end(), function.holders.begin(), function.holders.end());
-      } else {
+      } else if (!refused_already(wanted, function.holders)) {
         stop(Hindrance::held, wanted, fmt::format("{}is held by {}", which, holder_words(function.holders)),
-             "stop them, or take it from them with --evict", function.holders);
+             ways_to_end(function.holders), function.holders);
       }
     }
+  }
+
+  // Whether somebody's write to it, to a function of its group or to one of its virtual functions never came
+  // back: each of ours would wait behind it.
+  bool hangs(const Wanted& wanted, const Function& function) {
+    for (const auto& one : tree_.functions) {
+      const bool its = one.address == function.address || (function.group && one.group == function.group) ||
+                       one.physical == function.address;
+      if (!one.stuck || !its) continue;
+      stop(
+          Hindrance::stuck, wanted,
+          fmt::format("an unbind, a probe or a reset of {} hangs in the kernel: nothing can be written to it",
+                      one.address == function.address ? "it" : one.address.str()),
+          "see who waits: ps -eo pid,stat,wchan:24,args | grep ' D'; what they wait for is whoever has the "
+          "device open: when that ends, so do they");
+      return true;
+    }
+    return false;
+  }
+
+  // Whether it, or what would be given away with it, answers nothing. It may go back to the host: its driver
+  // will say no, or be content with what a power cycle makes of it.
+  bool is_dead(const Wanted& wanted, const Function& function) {
+    for (const auto& one : tree_.functions) {
+      const bool with_it =
+          !wanted.vfs && one.group == function.group && same_slot(one.address, function.address);
+      if (!one.dead || (one.address != function.address && !with_it && one.physical != function.address))
+        continue;
+      const std::string which = one.address == function.address ? "" : fmt::format("{}: ", one.address.str());
+      if (wanted.purpose == Purpose::host) {
+        order_.notes.push_back(
+            fmt::format("{}: {}; no driver can start it. Power-cycle its slot or the "
+                        "machine, then: bulkhead reclaim {} --rescan",
+                        one.address.str(), dead_words, function.address.str()));
+        continue;
+      }
+      stop(Hindrance::dead, wanted, fmt::format("{}{}", which, dead_words), std::string(dead_mend));
+      return true;
+    }
+    return false;
   }
 
   bool in_a_group(const Wanted& wanted, const Function& function) {
@@ -207,11 +302,11 @@ class Maker {
         }
         continue;
       }
-      const bool own =
-          same_slot(member->address, function.address) && !member->physical && !function.physical;
+      const bool own = same_slot(member->address, function.address) && !member->physical &&
+                       !function.physical && !is_of_chipset(*member);
       if (own || member->address == function.address) {
         all.push_back(member);
-      } else if (!is_wanted(member->address)) {
+      } else if (is_of_chipset(*member) ? !is_given(member->address) : !is_wanted(member->address)) {
         strangers.push_back(
             fmt::format("{} ({}, {})", member->address.str(), kind_of(*member), driver_words(*member)));
       }
@@ -241,17 +336,32 @@ class Maker {
     bound_ = true;
   }
 
-  void permission_and_proof(const Target& target) {
+  // `function`: as it is now, where it is there and stays bound.
+  void permission_and_proof(const Target& target, const Function* function) {
     const bool proved =
         std::find(wishes_.proved.begin(), wishes_.proved.end(), target) != wishes_.proved.end();
-    if (bound_ || !proved) {
-      // The device file is made anew, root's alone, whenever a group gets its first member.
-      if (wishes_.permission && *wishes_.permission != Permission{})
-        add(SetPermission{target, {}, *wishes_.permission},
-            "the device file is made for root alone at each bind");
+    // The device file is made anew, root's alone, whenever a group gets its first member.
+    const bool made_anew = bound_ || function == nullptr || !function->permission;
+    Permission has = made_anew ? Permission{} : *function->permission;
+    // A node file may give the owner as a number.
+    if (!made_anew && wishes_.permission && wishes_.permission->owner == function->owner_id)
+      has.owner = function->owner_id;
+    if (wishes_.permission && *wishes_.permission != has)
+      add(SetPermission{target, has, *wishes_.permission},
+          made_anew ? "the device file is made for root alone at each bind"
+                    : fmt::format("the device file is {}'s with mode {:04o}", has.owner, has.mode));
+    if (bound_ || !proved)
       add(Prove{target, false}, bound_ ? "only opening it shows that it can be used"
                                        : "it was not opened since it was bound on this boot");
-    }
+  }
+
+  // Unbinding takes the device file away, and with it whose it was: a step of its own, so that an undo gives
+  // it back.
+  void take_permission(const Target& target, const Function& function) {
+    if (!function.permission || *function.permission == Permission{} || !function.group ||
+        !taken_.insert(*function.group).second)
+      return;
+    add(SetPermission{target, *function.permission, {}}, "it goes back to the host");
   }
 
   void whole(const Wanted& wanted, const Function& function) {
@@ -272,7 +382,28 @@ class Maker {
     if (!in_a_group(wanted, function)) return;
     fabric(wanted, function);
     for (const Function* member : company(wanted, function)) bind(wanted, *member, {member->address, {}});
-    permission_and_proof({function.address, {}});
+    left_behind(function);
+    permission_and_proof({function.address, {}}, &function);
+  }
+
+  // Functions of its slot that are in groups of their own stay where they are. The guest may have the device
+  // without them; only a reset of the whole slot would need them.
+  void left_behind(const Function& function) {
+    std::vector<std::string> names;
+    for (const auto& one : tree_.functions) {
+      if (!same_slot(one.address, function.address) || one.group == function.group || one.physical ||
+          one.with_vfio() || is_given(one.address))
+        continue;
+      names.push_back(fmt::format("{} ({}, {})", one.address.str(), kind_of(one), driver_words(one)));
+    }
+    if (names.empty() || function.physical) return;
+    order_.notes.push_back(fmt::format(
+        "{}: {} of its slot {} in another IOMMU group and {} left behind: the device can be reset "
+        "by itself, if it has a way, and not with its slot. To give {} along, list {} under "
+        "devices with mode: passthrough",
+        function.address.str(), join(names, ", "), names.size() == 1 ? "is" : "are",
+        names.size() == 1 ? "is" : "are", names.size() == 1 ? "it" : "them",
+        names.size() == 1 ? "it" : "them"));
   }
 
   // FABRIC_MODE 1 (shared NVSwitch) and 2 (vGPU) let partitions be switched for guests; 0 gives the fabric to
@@ -331,19 +462,21 @@ class Maker {
     if (count > 0) needs_vfio_ = true;
     for (unsigned i = 0; i < count; ++i) {
       const Target target{function.address, i};
+      const Function* there = nullptr;
       bound_ = false;
       if (count == function.vfs_now && i < function.virtual_functions.size()) {
         const Function* vf = tree_.find(function.virtual_functions[i]);
         if (vf == nullptr || !in_a_group(wanted, *vf)) continue;
         static_cast<void>(company(wanted, *vf));
         bind(wanted, *vf, target);
+        there = vf;
       } else {
         if (i == 0 && !in_a_group(wanted, function)) return;  // one IOMMU or none for both
         // Made without a driver, unless vfio-pci makes them itself.
         add(SetDriver{target, {}, given()}, "it is made for a virtual machine");
         bound_ = true;
       }
-      permission_and_proof(target);
+      permission_and_proof(target, there);
     }
   }
 
@@ -371,8 +504,9 @@ class Maker {
           continue;
         }
       }
-      if (now(*vf) != Binding{})
-        add(SetDriver{{function.address, i}, now(*vf), {}}, "the virtual functions go", std::move(evicts));
+      if (now(*vf) == Binding{}) continue;
+      take_permission({function.address, i}, *vf);
+      add(SetDriver{{function.address, i}, now(*vf), {}}, "the virtual functions go", std::move(evicts));
     }
     return free;
   }
@@ -398,15 +532,19 @@ class Maker {
       }
     }
     bool any = false;
+    for (const Function* member : all) take_permission({member->address, {}}, *member);
     // The last bound goes first: audio and USB functions find their GPU as it was when they lost it.
     for (auto member = all.rbegin(); member != all.rend(); ++member) {
       const Function& one = **member;
-      const bool ours = one.with_vfio() || one.driver_override == vfio_driver;
+      // Without a driver, and somebody has it open: an unbind of it waits for them.
+      const bool waits = one.driver.empty() && !one.holders.empty();
+      const bool ours = one.with_vfio() || one.driver_override == vfio_driver || waits;
       if (!ours) continue;
       any = true;
       std::vector<inventory::Holder> evicts;
       if (!one.holders.empty()) {
         if (!wishes_.evict) {
+          if (refused_already(wanted, one.holders)) continue;
           stop(Hindrance::held, wanted,
                fmt::format("{}is held by {}; taking it back would block until they let go",
                            one.address == wanted.address ? "" : one.address.str() + " ",
@@ -416,8 +554,23 @@ class Maker {
         }
         evicts = one.holders;
       }
-      add(SetDriver{{one.address, {}}, now(one), original({one.address, {}})}, "it goes back to the host",
+      const Binding after = original({one.address, {}});
+      // A virtual function comes and goes with its physical one, never by itself.
+      const bool replug = wishes_.rescan && !one.physical;
+      add(SetDriver{{one.address, {}}, now(one), after, replug}, "it goes back to the host",
           std::move(evicts));
+      if (replug) {
+        order_.notes.push_back(
+            after.driver_override.empty()
+                ? fmt::format(
+                      "{}: removing it from the bus loses its driver_override; it had none before it was "
+                      "given away, so nothing is lost",
+                      one.address.str())
+                : fmt::format(
+                      "{}: removing it from the bus loses its driver_override; {} is written again once it "
+                      "is back",
+                      one.address.str(), printable(after.driver_override, 40)));
+      }
     }
     if (!any && function.vfs_now == 0)
       order_.notes.push_back(
@@ -430,6 +583,9 @@ class Maker {
   std::vector<Obstacle> obstacles_ = {};
   bool needs_vfio_ = false;
   bool bound_ = false;  // something of the device at hand gets a driver
+  std::set<std::pair<int, std::uint64_t>> evicted_ = {};
+  std::set<std::pair<PciAddress, int>> refused_ = {};
+  std::set<unsigned> taken_ = {};  // groups whose file is root's again
 };
 
 }  // namespace
@@ -458,6 +614,24 @@ std::optional<PciAddress> resolve(const Tree& tree, const Target& target) {
   const Function* function = tree.find(target.function);
   if (function == nullptr || *target.vf >= function->virtual_functions.size()) return std::nullopt;
   return function->virtual_functions[*target.vf];
+}
+
+SlotReset slot_reset(std::span<const TakenAlong> all, unsigned group) {
+  if (all.empty()) return {false, "the kernel names no function that a reset of its slot would take along"};
+  std::vector<std::string> left_behind;
+  bool others = false;
+  for (const auto& one : all) {
+    if (!one.driver.starts_with("vfio"))
+      left_behind.push_back(fmt::format("{} ({})", one.address.str(),
+                                        one.driver.empty() ? "no driver" : printable(one.driver, 40)));
+    others |= one.group != group;
+  }
+  if (!left_behind.empty())
+    return {false, fmt::format("a reset of its slot would take {} along, which {} left behind",
+                               join(left_behind, ", "), left_behind.size() == 1 ? "is" : "are")};
+  // Each group has its own guest, or will have: none resets the other's.
+  if (others) return {false, "its slot is reset when nobody has any of its functions open"};
+  return {true, {}};
 }
 
 std::variant<Order, std::vector<Obstacle>> order(const Tree& tree, const Wishes& wishes) {

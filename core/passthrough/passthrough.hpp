@@ -24,6 +24,11 @@ inline constexpr std::string_view vfio_modules[] = {"vfio_pci", "vfio_iommu_type
 
 // ---- what there is
 
+struct Permission {            // of a device file
+  std::string owner = "root";  // of the host's /etc/passwd
+  unsigned mode = 0600;
+  friend bool operator==(const Permission&, const Permission&) = default;
+};
 struct Function {
   PciAddress address = {};
   std::uint16_t vendor = 0, device = 0;
@@ -39,9 +44,15 @@ struct Function {
   std::optional<unsigned> numa_node = {};          // missing: the firmware names none
   std::string local_cpus = {};                     // list format: those near it
   bool boot_vga = false;                           // the display that the firmware started on
-  std::vector<unsigned> bars_without_room = {};    // BARs the kernel found no address for
-  std::vector<std::string> uses = {};   // what the host itself does with it: "mounted on /", "swap"
-  std::vector<std::string> nodes = {};  // device files: who has one open uses it
+  // Its lock is held for seconds: somebody's unbind, probe or reset of it hangs in the kernel, so that
+  // nothing can be written, and the override or the config space not be read.
+  bool stuck = false;
+  bool dead = false;  // its config space reads all ones: off the bus, or without power
+  std::vector<unsigned> bars_without_room = {};  // BARs the kernel found no address for
+  std::vector<std::string> uses = {};            // what the host itself does with it: "mounted on /", "swap"
+  std::vector<std::string> nodes = {};           // device files: who has one open uses it
+  std::optional<Permission> permission = {};     // of its group's file; missing: there is none
+  std::string owner_id = {};                     // the same owner as a number
   std::vector<inventory::Holder> holders = {};
   // Of PCI buses and the host; an NVSwitch (0680) is a device.
   bool is_bridge() const {
@@ -96,11 +107,9 @@ struct Binding {
 struct SetDriver {
   Target target = {};
   Binding before = {}, after = {};
-};
-struct Permission {
-  std::string owner = "root";  // of the host's /etc/passwd
-  unsigned mode = 0600;
-  friend bool operator==(const Permission&, const Permission&) = default;
+  // Between unbinding and probing it is removed from the bus, and the bus is scanned anew: its registers are
+  // read again. That loses its override and autoprobe, so `after` is written once it is back.
+  bool replug = false;
 };
 struct SetPermission {  // of the group's device file, which is made anew at each bind
   Target target = {};
@@ -141,6 +150,7 @@ struct Wishes {
   std::vector<Target> proved = {};  // on this boot, and bound ever since
   std::vector<Original> originals = {};
   bool evict = false;
+  bool rescan = false;  // what goes back to the host is removed from the bus and found anew on the way
 };
 
 // ---- what stands in the way
@@ -153,6 +163,8 @@ enum class Hindrance {
   boot_display,
   host_uses,       // a mounted file system, swap, the default route
   held,            // processes
+  stuck,           // an unbind of it hangs
+  dead,            // it answers nothing
   live_functions,  // a physical function with virtual functions
   no_sriov,
   too_many,
@@ -175,6 +187,21 @@ struct Order {
 };
 // All obstacles at once, or the deeds in order; none when everything is as wanted.
 std::variant<Order, std::vector<Obstacle>> order(const Tree& tree, const Wishes& wishes);
+
+// ---- a reset of the whole slot
+// A function that a reset of a slot, or of its bus, takes along.
+struct TakenAlong {
+  PciAddress address = {};
+  unsigned group = 0;
+  std::string driver = {};  // empty: none
+};
+struct SlotReset {
+  bool may = false;
+  std::string why = {};  // where it may not be
+};
+// VFIO resets a slot for whoever has every function there, and we have one group open: `group`. All must be
+// in it and with VFIO; strangers are named.
+SlotReset slot_reset(std::span<const TakenAlong> all, unsigned group);
 
 // ---- the kernel's answers
 enum class File {
@@ -200,19 +227,27 @@ enum class File {
   get_device,
   get_irq,
   device_reset,
-  cdev,        // open /dev/vfio/devices/vfioN
-  iommu_node,  // open /dev/iommu
+  slot_reset_info,  // VFIO_DEVICE_GET_PCI_HOT_RESET_INFO
+  slot_reset,       // VFIO_DEVICE_PCI_HOT_RESET
+  cdev,             // open /dev/vfio/devices/vfioN
+  iommu_node,       // open /dev/iommu
   bind_iommufd,
   ioas,
   attach,
 };
 std::string_view name_of(File file);
 
+// How a row is known: seen in a scenario of tests/lab/scenarios, or read in the kernel's source.
+struct Evidence {
+  std::string_view scenario = {};
+  std::string_view source = {};  // "drivers/pci/iov.c: sriov_enable"
+};
 struct Cause {
   File file = {};
   int err = 0;  // 0: the write succeeded, and what reads back is not what was asked
   std::string_view cause = {};
   std::string_view mend = {};
+  Evidence evidence = {};
 };
 std::span<const Cause> causes();
 const Cause* cause_of(File file, int err);
@@ -220,19 +255,40 @@ std::string errno_name(int err);  // "EBUSY"
 // "0000:01:00.0: unbind: EBUSY: cause", with the mend as its hint. An errno the table lacks keeps its name.
 Error refused(File file, int err, std::string_view what);
 // ---- libvirt
+// What a guest gets with the devices it asks for: whole groups, and the place they are near.
+struct Handed {
+  std::vector<PciAddress> devices = {};  // in the order asked for, each with the rest of its group
+  std::optional<unsigned> node = {};     // missing: unknown, or devices of several nodes
+  std::string cpus = {};                 // list format: those near all of them; empty: as above
+  bool nodes_differ = false;
+};
+// Errc::not_found: no such device. Errc::conflict: a member of a group that is not with vfio-pci: the guest
+// would not start.
+Result<Handed> handed(const Tree& tree, std::span<const PciAddress> asked);
+
 struct Machine {
   std::string name = {};
   Bytes memory = {};
   unsigned vcpus = 1;
   std::string cpus = {};              // list format: those near the device; empty: not pinned
   std::optional<unsigned> node = {};  // NUMA node of the device; missing: unknown, so memory is not bound
-  bool hugepages = true;
+  std::optional<Bytes> hugepage =
+      {};  // size of its pages; 0: the host's default size; missing: ordinary ones
+  bool uefi = false;
   std::vector<PciAddress> devices = {};
 };
 // A domain that libvirt defines; `managed='no'`.
 std::string domain_xml(const Machine& machine);
+// The same parts without the domain around them, each under a comment that says where it goes.
+std::string snippet_xml(const Machine& machine);
 // One <hostdev>, to put into a domain that is there already.
 std::string host_device_xml(const PciAddress& address, std::string_view indent);
+
+// What to say of a device that answers nothing, and what to do about it.
+inline constexpr std::string_view dead_words =
+    "its config space reads all ones: the device is dead, off the bus or without power";
+inline constexpr std::string_view dead_mend =
+    "see since when: dmesg; power-cycle its slot or the machine, and look again: bulkhead inventory";
 
 // The table as Markdown, for docs/design/passthrough.md.
 std::string causes_as_markdown();

@@ -1,9 +1,14 @@
 #include "core/passthrough/passthrough.hpp"
 
 #include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <set>
 
 #include <gtest/gtest.h>
+
+#include <fmt/format.h>
 
 #include "base/text.hpp"
 
@@ -105,6 +110,22 @@ TEST(Order, OfWhatIsBoundAndProvedIsEmptyAndOfWhatIsBoundOnlyIsAProof) {
   // A rescan loses the override: what is bound so today is not tomorrow.
   tree.functions[1].driver_override.clear();
   EXPECT_EQ(lines(tree, wishes), (Lines{"0000:01:00.1 vfio-pci/->vfio-pci/vfio-pci", "prove 0000:01:00.0"}));
+}
+
+TEST(Order, NamesTheFunctionsOfItsSlotThatAreLeftBehindInGroupsOfTheirOwn) {
+  Tree tree = host();
+  tree.functions[1].group = 17;
+  tree.groups.push_back({17, "DMA-FQ", false});
+  const auto alone = order(tree, give(gpu_at));
+  EXPECT_EQ(std::get<Order>(alone).deeds.size(), 2U);
+  const auto notes = join(std::get<Order>(alone).notes, " ");
+  EXPECT_TRUE(has(notes, "0000:01:00.1 (audio device, driver snd_hda_intel) of its slot is in another"))
+      << notes;
+  Wishes both = give(gpu_at);
+  both.devices.push_back({at(1, 0, 1), Purpose::virtual_machine, {}, {}});
+  const auto together = order(tree, both);
+  EXPECT_TRUE(std::get<Order>(together).notes.empty());
+  EXPECT_TRUE(std::get<Order>(order(host(), give(gpu_at))).notes.empty());
 }
 
 TEST(Order, BindsASiblingWithoutADriverToo) {  // its module may load later and make the group not viable
@@ -226,6 +247,36 @@ TEST(Obstacles, NameTheDeviceTheCauseAndAWayOut) {
   stopped(host(), twice, Hindrance::asked_twice);
 }
 
+Tree given_away_gpu() {
+  Tree tree = host();
+  for (auto& f : tree.functions)
+    if (f.group == 7U) f.driver = f.driver_override = std::string(vfio_driver);
+  return tree;
+}
+
+TEST(Order, WithRescanWhatGoesBackIsRepluggedAndItsOverrideIsSpokenOf) {
+  Tree tree = given_away_gpu();
+  Wishes wishes = take(gpu_at);
+  wishes.rescan = true;
+  wishes.originals = {{{gpu_at, {}}, {.driver = "nvidia", .driver_override = "nvidia"}}};
+  const auto answer = order(tree, wishes);
+  const auto* made = std::get_if<Order>(&answer);
+  ASSERT_NE(made, nullptr);
+  std::size_t replugged = 0;
+  for (const auto& one : made->deeds)
+    if (const auto* driver = std::get_if<SetDriver>(&one.deed)) replugged += driver->replug ? 1U : 0U;
+  EXPECT_EQ(replugged, 2U);  // and its audio function
+  const auto notes = join(made->notes, "\n");
+  EXPECT_TRUE(has(notes, "nvidia is written again once it is back")) << notes;
+  EXPECT_TRUE(has(notes, "so nothing is lost")) << notes;
+  wishes.rescan = false;
+  const auto without = order(tree, wishes);
+  for (const auto& one : std::get<Order>(without).deeds) {
+    const auto* driver = std::get_if<SetDriver>(&one.deed);
+    EXPECT_TRUE(driver == nullptr || !driver->replug);
+  }
+}
+
 TEST(Obstacles, NameEveryHolderAndEvictionTakesThemAlong) {
   Tree tree = host();
   tree.functions[0].holders = {{.pid = 41, .start_time = 1, .name = "nvidia-persiste"},
@@ -246,6 +297,111 @@ TEST(Obstacles, NameEveryHolderAndEvictionTakesThemAlong) {
   EXPECT_EQ(lines(tree, give(card_at, 2)).size(), 2U);
 }
 
+TEST(Obstacles, OfAServiceThatHoldsTheDeviceSayHowItIsStopped) {
+  const struct {
+    std::string name, way;
+  } rows[] = {{"nvidia-persiste", "systemctl stop nvidia-persistenced"},
+              {"nv-hostengine", "systemctl stop nvidia-dcgm"},
+              {"dcgm-exporter", "stop its container"},
+              {"nv-fabricmanage", "systemctl stop nvidia-fabricmanager"},
+              {"Xorg", "systemctl isolate multi-user.target"}};
+  for (const auto& row : rows) {
+    Tree tree = host();
+    tree.functions[0].holders = {{.pid = 41, .start_time = 1, .name = row.name}};
+    const auto held = stopped(tree, give(gpu_at), Hindrance::held);
+    EXPECT_TRUE(has(held.why, fmt::format("held by pid 41 ({})", row.name)));
+    EXPECT_TRUE(has(held.way_out, row.way)) << held.way_out;
+    EXPECT_FALSE(has(held.way_out, "--evict")) << "systemd would start it again";
+    tree.functions[0].holders.push_back({.pid = 42, .start_time = 1, .name = "python3"});
+    const auto both = stopped(tree, give(gpu_at), Hindrance::held);
+    EXPECT_TRUE(has(both.way_out, row.way) && has(both.way_out, "the others")) << both.way_out;
+  }
+  Tree tree = host();
+  tree.functions[0].holders = {{.pid = 42, .start_time = 1, .name = "python3"}};
+  EXPECT_EQ(stopped(tree, give(gpu_at), Hindrance::held).way_out,
+            "stop them, or take it from them with --evict");
+}
+
+TEST(Obstacles, OfAGroupNameEachStrangerByWhatItIs) {
+  const std::pair<std::uint32_t, const char*> kinds[] = {{0x010601, "SATA controller"},
+                                                         {0x0c0330, "USB controller"},
+                                                         {0x020000, "network card"},
+                                                         {0x010802, "NVMe controller"},
+                                                         {0x060100, "ISA bridge"}};
+  for (const auto& [code, words] : kinds) {
+    Tree tree = host();
+    tree.functions.push_back(function(at(0, 0x1f, 2), code, "some", 7));
+    EXPECT_TRUE(has(stopped(tree, give(gpu_at), Hindrance::stranger).why,
+                    fmt::format("0000:00:1f.2 ({}, driver some)", words)));
+  }
+}
+
+TEST(Obstacles, OfTheChipsetAreStrangersInTheirOwnSlotToo) {
+  Tree tree = host();
+  const auto isa_at = at(1, 0, 2);  // beside the device, as an ISA bridge is beside a SATA controller
+  for (const std::uint32_t code : {0x060100U, 0x0c0500U}) {
+    tree.functions.push_back(function(isa_at, code, "", 7));
+    EXPECT_TRUE(has(stopped(tree, give(gpu_at), Hindrance::stranger).why, "0000:01:00.2 (")) << code;
+    Wishes both = give(gpu_at);  // somebody may know better
+    both.devices.push_back({isa_at, Purpose::virtual_machine, {}, {}});
+    EXPECT_TRUE(std::holds_alternative<Order>(order(tree, both))) << code;
+    tree.functions.pop_back();
+  }
+}
+
+TEST(Obstacles, NameAVirtualMachineOnceForAllFunctionsOfItsGroupAndEvictionEndsItOnce) {
+  Tree tree = given_away_gpu();
+  for (auto& f : tree.functions)
+    if (f.group == 7U) f.holders = {{.pid = 77, .start_time = 3, .name = "qemu"}};
+  const auto answer = order(tree, take(gpu_at));
+  EXPECT_EQ(std::get<std::vector<Obstacle>>(answer).size(), 1U);
+  Wishes wishes = take(gpu_at);
+  wishes.evict = true;
+  const auto evicting = order(tree, wishes);
+  std::vector<std::size_t> evicts;
+  for (const auto& one : std::get<Order>(evicting).deeds)
+    if (std::holds_alternative<SetDriver>(one.deed)) evicts.push_back(one.evicts.size());
+  EXPECT_EQ(evicts, (std::vector<std::size_t>{1, 0}));  // before the first function goes
+}
+
+TEST(Obstacles, OfADeviceWithoutADriverThatAGuestHasOpenIsTheGuest) {  // an unbind of it waits
+  Tree tree = host();
+  tree.functions[0].driver.clear();
+  EXPECT_EQ(lines(tree, take(gpu_at)), Lines{});
+  tree.functions[0].holders = {{.pid = 77, .start_time = 3, .name = "qemu"}};
+  EXPECT_TRUE(has(stopped(tree, take(gpu_at), Hindrance::held).why, "held by pid 77 (qemu)"));
+}
+
+TEST(Obstacles, OfADeviceWhoseUnbindHangsIsThatAlone) {
+  Tree tree = host();
+  tree.functions[1].stuck = true;  // the audio function of the GPU
+  EXPECT_TRUE(has(stopped(tree, give(gpu_at), Hindrance::stuck).why, "0000:01:00.1 hangs in the kernel"));
+  EXPECT_TRUE(has(stopped(tree, take(gpu_at), Hindrance::stuck).way_out, "ps -eo"));
+  EXPECT_EQ(lines(tree, give(card_at, 1)).size(), 3U);  // others are not its business
+  tree = with_two_given_away();
+  tree.functions[5].stuck = true;
+  EXPECT_TRUE(has(stopped(tree, take(card_at), Hindrance::stuck).why, "0000:03:10.2 hangs"));
+}
+
+TEST(Obstacles, OfADeviceThatAnswersNothingIsThatAndItMayGoBackToTheHost) {
+  Tree tree = host();
+  tree.functions[1].dead = true;  // the audio function goes with the GPU
+  EXPECT_TRUE(has(stopped(tree, give(gpu_at), Hindrance::dead).why, "0000:01:00.1: its config space"));
+  EXPECT_TRUE(has(stopped(tree, give(gpu_at), Hindrance::dead).way_out, "power-cycle"));
+  EXPECT_EQ(lines(tree, give(card_at, 1)).size(), 3U);
+  tree = with_two_given_away();
+  tree.functions[5].dead = true;
+  EXPECT_TRUE(has(stopped(tree, give(card_at, 2), Hindrance::dead).why, "0000:03:10.2: its config space"));
+  tree = given_away_gpu();
+  tree.functions[0].dead = true;  // given away and proved once: a guest would not start all the same
+  Wishes wishes = give(gpu_at);
+  wishes.proved = {{gpu_at, {}}};
+  EXPECT_TRUE(has(stopped(tree, wishes, Hindrance::dead).why, "without power"));
+  const auto back = order(tree, take(gpu_at));
+  EXPECT_EQ(std::get<Order>(back).deeds.size(), 2U);
+  EXPECT_TRUE(has(join(std::get<Order>(back).notes, " "), "bulkhead reclaim 0000:01:00.0 --rescan"));
+}
+
 TEST(Obstacles, OfAnNvswitchSystemDependOnItsFabricMode) {
   Tree tree = host();
   tree.functions.push_back(function(at(5, 0, 0), 0x068000, "nvidia-nvswitch", 12));
@@ -257,6 +413,72 @@ TEST(Obstacles, OfAnNvswitchSystemDependOnItsFabricMode) {
   Wishes all = give(gpu_at);
   all.devices.push_back({at(5, 0, 0), Purpose::virtual_machine, {}, {}});
   EXPECT_EQ(lines(tree, all).size(), 5U);
+}
+
+// ---- a reset of the slot
+TEST(SlotReset, MayBeWhenEveryFunctionThereIsWithVfioAndInTheGroupThatIsOpen) {
+  const TakenAlong own[] = {{gpu_at, 7, "vfio-pci"}, {at(1, 0, 1), 7, "vfio-pci"}};
+  EXPECT_TRUE(slot_reset(own, 7).may);
+  EXPECT_EQ(slot_reset(own, 7).why, "");
+  const TakenAlong variant[] = {{gpu_at, 7, "vfio-pci"}, {at(1, 0, 1), 7, "vfio_pci_of_a_vendor"}};
+  EXPECT_TRUE(slot_reset(variant, 7).may);
+  EXPECT_FALSE(slot_reset(own, 8).may);  // another group is open
+}
+
+TEST(SlotReset, TakesNobodyAlongWhoWasLeftBehindAndNamesThem) {
+  const TakenAlong one[] = {{gpu_at, 7, "vfio-pci"}, {at(1, 0, 1), 7, "snd_hda_intel"}};
+  EXPECT_FALSE(slot_reset(one, 7).may);
+  EXPECT_EQ(slot_reset(one, 7).why,
+            "a reset of its slot would take 0000:01:00.1 (snd_hda_intel) along, which is left behind");
+  // Without a driver it is VFIO's neither: the kernel would refuse, and a driver may come at any time.
+  const TakenAlong two[] = {{gpu_at, 7, "vfio-pci"}, {at(1, 0, 1), 7, ""}, {at(1, 0, 2), 8, "xhci_hcd"}};
+  EXPECT_EQ(slot_reset(two, 7).why,
+            "a reset of its slot would take 0000:01:00.1 (no driver), 0000:01:00.2 (xhci_hcd) along, which "
+            "are left behind");
+  const TakenAlong stub[] = {{gpu_at, 7, "vfio-pci"}, {at(1, 0, 1), 7, "pci-stub"}};
+  EXPECT_FALSE(slot_reset(stub, 7).may);
+}
+
+TEST(SlotReset, LeavesAFunctionInAnotherGroupToItsOwnGuest) {
+  const TakenAlong ports[] = {{gpu_at, 7, "vfio-pci"}, {at(1, 0, 1), 8, "vfio-pci"}};
+  for (const unsigned group : {7U, 8U}) {
+    EXPECT_FALSE(slot_reset(ports, group).may);
+    EXPECT_TRUE(has(slot_reset(ports, group).why, "nobody has any of its functions open"));
+  }
+}
+
+TEST(SlotReset, IsNotDoneForAnAnswerThatNamesNobody) {
+  EXPECT_FALSE(slot_reset({}, 7).may);
+  EXPECT_FALSE(slot_reset({}, 7).why.empty());
+}
+
+TEST(SlotReset, EachErrnoOfItHasWordsAndAMend) {
+  const struct {
+    File file;
+    int err;
+    Errc code;
+    std::string_view words;
+  } rows[] = {
+      {File::slot_reset_info, ENODEV, Errc::not_found, "neither its slot nor its bus can be reset"},
+      {File::slot_reset_info, ENOSPC, Errc::no_capacity, "more functions than there is room to name"},
+      {File::slot_reset_info, EAGAIN, Errc::io, "a function came while they were counted"},
+      {File::slot_reset_info, EPERM, Errc::permission, "in no IOMMU group"},
+      {File::slot_reset, EINVAL, Errc::io, "not with VFIO, or in a group that is not ours"},
+      {File::slot_reset, EBUSY, Errc::in_use, "works on a function of its slot"},
+      {File::slot_reset, EAGAIN, Errc::io, "works on its slot at this moment"},
+      {File::slot_reset, ENODEV, Errc::not_found, "neither its slot nor its bus can be reset"},
+      {File::slot_reset, ENOTTY, Errc::io, "the port above has no way"},
+  };
+  for (const auto& row : rows) {
+    const Error error = refused(row.file, row.err, "0000:01:00.0");
+    EXPECT_TRUE(has(error.message(), row.words)) << error.message();
+    EXPECT_TRUE(has(error.message(), fmt::format("{}: {}", name_of(row.file), errno_name(row.err))));
+    EXPECT_EQ(error.code(), row.code) << error.message();
+    EXPECT_NE(error.hint(), "dmesg") << error.message();
+  }
+  // One that no row has keeps its name and says where to look.
+  EXPECT_TRUE(has(refused(File::slot_reset, EIO, "d").message(), "VFIO_DEVICE_PCI_HOT_RESET: EIO"));
+  EXPECT_EQ(refused(File::slot_reset, EIO, "d").hint(), "dmesg");
 }
 
 TEST(Causes, HaveEachACauseAMendAndNoTwin) {
@@ -277,6 +499,119 @@ TEST(Causes, HaveEachACauseAMendAndNoTwin) {
   EXPECT_TRUE(
       has(refused(File::unbind, EXDEV, "d").message(), "EXDEV"));  // not in the table: its name is kept
   EXPECT_TRUE(has(causes_as_markdown(), "| `sriov_numvfs` | ERANGE |"));
+}
+
+std::string text_of(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST(Causes, AreEachSeenInAScenarioThatNamesTheErrnoOrReadInANamedFunctionOfTheKernel) {
+  const std::filesystem::path scenarios = BULKHEAD_SOURCE_DIR "/tests/lab/scenarios";
+  for (const auto& row : causes()) {
+    const auto& [scenario, source] = row.evidence;
+    const std::string name = std::string(name_of(row.file)) + " " + errno_name(row.err);
+    EXPECT_NE(scenario.empty(), source.empty()) << name;
+    if (scenario.empty()) {
+      EXPECT_TRUE(has(std::string(source), ".c: ")) << name;
+      continue;
+    }
+    const auto text = text_of(scenarios / (std::string(scenario) + ".sh"));
+    ASSERT_FALSE(text.empty()) << name << ": there is no scenario " << scenario;
+    // A wait has no errno until a deadline gives it one, nor has an answer that is yes; a group that is not
+    // viable is a flag.
+    if (row.err != 0 && row.err != ETIMEDOUT && row.file != File::group_status) {
+      EXPECT_TRUE(has(text, errno_name(row.err))) << name << ": not in " << scenario;
+    }
+  }
+}
+
+TEST(Causes, StandInTheDocumentAsTheyAreHere) {
+  const auto page = text_of(BULKHEAD_SOURCE_DIR "/docs/design/passthrough.md");
+  EXPECT_TRUE(has(page, causes_as_markdown())) << causes_as_markdown();
+}
+
+// ---- libvirt
+Tree given_away() {
+  Tree tree = host();
+  for (auto& f : tree.functions) {
+    if (f.group == tree.find(gpu_at)->group && !f.is_bridge()) f.driver = std::string(vfio_driver);
+    f.numa_node = 1;
+    f.local_cpus = "8-15";
+  }
+  return tree;
+}
+
+TEST(Libvirt, AGuestGetsTheWholeGroupAndThePlaceItIsNear) {
+  const Tree tree = given_away();
+  const PciAddress asked[] = {gpu_at, gpu_at};
+  const auto got = handed(tree, asked);
+  ASSERT_TRUE(got.ok()) << got.error().message();
+  std::vector<PciAddress> members;
+  for (const auto* member : tree.members(*tree.find(gpu_at)->group))
+    if (!member->is_bridge()) members.push_back(member->address);
+  EXPECT_GT(members.size(), 1U);
+  EXPECT_EQ(got->devices, members);
+  EXPECT_EQ(got->node, 1U);
+  EXPECT_EQ(got->cpus, "8-15");
+}
+
+TEST(Libvirt, AMemberThatTheHostHasIsRefusedByName) {
+  Tree tree = given_away();
+  const PciAddress asked[] = {gpu_at};
+  for (auto& f : tree.functions)
+    if (f.group == tree.find(gpu_at)->group && f.address != gpu_at && !f.is_bridge())
+      f.driver = "snd_hda_intel";
+  const auto got = handed(tree, asked);
+  ASSERT_FALSE(got.ok());
+  EXPECT_EQ(got.error().code(), Errc::conflict);
+  EXPECT_TRUE(has(got.error().message(), "which shares IOMMU group"));
+  EXPECT_TRUE(has(got.error().message(), "snd_hda_intel"));
+  const PciAddress nothing[] = {at(0x77, 0, 0)};
+  EXPECT_EQ(handed(tree, nothing).error().code(), Errc::not_found);
+}
+
+TEST(Libvirt, DevicesOfTwoNodesOrOfAnUnknownOnePinNothing) {
+  Tree tree = given_away();
+  for (auto& f : tree.functions)
+    if (f.address == card_at) f.driver = std::string(vfio_driver), f.numa_node = 0, f.local_cpus = "0-7";
+  const PciAddress both[] = {gpu_at, card_at};
+  auto got = handed(tree, both);
+  ASSERT_TRUE(got.ok()) << got.error().message();
+  EXPECT_TRUE(got->nodes_differ);
+  EXPECT_FALSE(got->node);
+  EXPECT_EQ(got->cpus, "");
+  for (auto& f : tree.functions)
+    if (f.address == card_at) f.numa_node.reset();
+  got = handed(tree, both);
+  ASSERT_TRUE(got.ok());
+  EXPECT_FALSE(got->nodes_differ);
+  EXPECT_FALSE(got->node);
+}
+
+TEST(Libvirt, TextOfADomainIsEscapedAndItsPagesAreNamed) {
+  Machine machine{.name = "a<b'&\"c",
+                  .memory = mebibytes(2048),
+                  .vcpus = 4,
+                  .cpus = "8-15",
+                  .node = 1,
+                  .hugepage = mebibytes(1024),
+                  .devices = {gpu_at}};
+  const auto whole = domain_xml(machine);
+  EXPECT_TRUE(has(whole, "<name>a&lt;b&#39;&amp;&quot;c</name>"));
+  EXPECT_TRUE(has(whole, "<page size='1048576' unit='KiB'/>"));
+  EXPECT_TRUE(has(whole, "<vcpu placement='static' cpuset='8-15'>4</vcpu>"));
+  EXPECT_TRUE(has(whole, "<memory mode='strict' nodeset='1'/>"));
+  EXPECT_TRUE(has(whole, "managed='no'"));
+  EXPECT_FALSE(has(whole, "<locked/>"));
+  machine.hugepage.reset();
+  machine.node.reset();
+  machine.cpus.clear();
+  const auto bare = snippet_xml(machine);
+  EXPECT_FALSE(has(bare, "hugepages"));
+  EXPECT_FALSE(has(bare, "numatune"));
+  EXPECT_FALSE(has(bare, "cpuset"));
+  EXPECT_FALSE(has(bare, "<domain "));
 }
 
 }  // namespace

@@ -85,7 +85,10 @@ std::string driver_step(const SetDriver& a) {
                ? fmt::format("{}: {} is not held to it any more", where, name(a.after.driver))
                : fmt::format("{}: hold it to {}", where, printable(a.after.driver_override, 40));
   }
-  return fmt::format("{}: {} (was {})", where, name(a.after.driver), name(a.before.driver));
+  // Only what goes back to the host is replugged; giving it away again finds it anew where it is missing.
+  const bool replugged = a.replug && a.after.driver_override != passthrough::vfio_driver;
+  return fmt::format("{}: {} (was {}){}", where, name(a.after.driver), name(a.before.driver),
+                     replugged ? ", removed from the bus and found anew" : "");
 }
 Json json_of(const std::optional<std::string>& text) { return text ? Json(*text) : Json(nullptr); }
 
@@ -96,6 +99,11 @@ class Fields {
 
   void read(const char* key, bool& out) {
     if (const Json* value = get(key, &Json::is_boolean, "true or false")) out = value->get<bool>();
+  }
+  // A key that older journals lack: `out` stays as it is.
+  template <class T>
+  void read_since(const char* key, T& out) {
+    if (json_.is_object() && json_.contains(key)) read(key, out);
   }
   void read(const char* key, unsigned& out) {
     if (const Json* value = get(key, &Json::is_number_unsigned, "a whole number")) {
@@ -324,6 +332,7 @@ Action parse_fields(const SetDriver&, Fields& f) {
   f.read_driver("override_before", a.before.driver_override);
   f.read_driver("driver_after", a.after.driver);
   f.read_driver("override_after", a.after.driver_override);
+  f.read_since("replug", a.replug);
   return a;
 }
 Action parse_fields(const SetPermission&, Fields& f) {
@@ -586,7 +595,8 @@ Json to_json(const Action& action) {
             out.update(Json{{"driver_before", a.before.driver},
                             {"override_before", a.before.driver_override},
                             {"driver_after", a.after.driver},
-                            {"override_after", a.after.driver_override}});
+                            {"override_after", a.after.driver_override},
+                            {"replug", a.replug}});
           },
           [&](const SetPermission& a) {
             put_target(out, a.target);

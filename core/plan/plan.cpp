@@ -178,7 +178,8 @@ class Maker {
     passthrough::Wishes wishes{.permission = {},
                                .proved = remembered_.proved,
                                .originals = remembered_.originals,
-                               .evict = options_.evict};
+                               .evict = options_.evict,
+                               .rescan = options_.rescan};
     std::set<PciAddress> of_gpus;
     for (const auto& gpu : host_.gpus) {
       const auto at = rules.find(gpu.index);
@@ -247,22 +248,43 @@ class Maker {
         step(SetPersistence{gpu.uuid, true, false},
              "with persistence mode on its driver would not let it go");
     }
-    udev_rule(wishes, tree);
+    // Written after what it repeats at each boot, and removed before: whenever the power goes, the next boot
+    // finds what the journal can take back or finish.
+    auto rule = udev_rule(wishes, tree);
+    const auto write_rule = [&] {
+      const bool gone = !rule->after;
+      step(std::move(*rule), gone ? "nothing is given away any more"
+                                  : "bindings and permissions would be gone at the next boot");
+      rule.reset();
+    };
+    if (rule && !adds_lines(*rule)) write_rule();
     for (auto& one : order.deeds) {
       Action action = std::visit([](auto& deed) -> Action { return std::move(deed); }, one.deed);
       auto& made = step(std::move(action), std::move(one.why));
       add_losses(made, one.evicts, "its device");
     }
+    if (rule) write_rule();
+  }
+
+  static bool adds_lines(const SetFile& file) {
+    const auto lines = [](const std::optional<std::string>& text) {
+      return split_lines(text ? std::string_view(*text) : std::string_view());
+    };
+    const auto before = lines(file.before);
+    const auto after = lines(file.after);
+    return std::any_of(after.begin(), after.end(), [&](std::string_view line) {
+      return std::find(before.begin(), before.end(), line) == before.end();
+    });
   }
 
   // Which device files are whose, and which functions VFIO gets before a driver of the host can, at each
   // boot. Lines of devices that the node file does not name stay.
-  void udev_rule(const passthrough::Wishes& wishes, const passthrough::Tree& tree) {
+  std::optional<SetFile> udev_rule(const passthrough::Wishes& wishes, const passthrough::Tree& tree) {
     const auto before = content_of(std::string(udev_path));
     if (before && !before->starts_with(header)) {
       refuse("host", fmt::format("{} exists and was not written by bulkhead", udev_path),
              "give the file another name");
-      return;
+      return std::nullopt;
     }
     const bool permits = wishes.permission && *wishes.permission != passthrough::Permission{};
     std::vector<std::string> permission_lines, device_lines, wanted_lines;
@@ -297,16 +319,24 @@ class Maker {
     device_lines.insert(device_lines.end(), wanted_lines.begin(), wanted_lines.end());
     std::sort(device_lines.begin(), device_lines.end());
     device_lines.erase(std::unique(device_lines.begin(), device_lines.end()), device_lines.end());
+    // Who may open what is nobody's any more is no rule.
+    const bool still_given =
+        !device_lines.empty() ||
+        std::any_of(tree.functions.begin(), tree.functions.end(), [&](const auto& f) {
+          const auto stays = [&](const PciAddress& a) {
+            return std::find(named.begin(), named.end(), a) == named.end();
+          };
+          return f.with_vfio() && stays(f.address) && (!f.physical || stays(*f.physical));
+        });
+    if (!permits && !still_given) permission_lines.clear();
     std::string text(header);
     for (const auto* lines : {&permission_lines, &device_lines}) {
       for (const auto& line : *lines) text += line + "\n";
     }
     const bool any = !permission_lines.empty() || !device_lines.empty();
     const auto after = any ? std::optional(text) : std::nullopt;
-    if (before == after) return;
-    step(
-        SetFile{std::string(udev_path), before, after, {}, {}},
-        after ? "bindings and permissions would be gone at the next boot" : "nothing is given away any more");
+    if (before == after) return std::nullopt;
+    return SetFile{std::string(udev_path), before, after, {}, {}};
   }
   static std::string boot_line(const PciAddress& address) {
     return fmt::format(

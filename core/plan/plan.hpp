@@ -150,6 +150,8 @@ struct Remembered {
 struct Options {
   bool evict = false;  // busy instances and GPUs may be taken from their holders
   bool adopt = false;  // foreign instances count as ours
+  // Devices that go back to the host are removed from the bus and found anew on the way.
+  bool rescan = false;
 };
 
 std::variant<Plan, Refusal> make(const spec::NodeFile& node, const inventory::Host& host,

@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include "base/markup.hpp"
+
 namespace bulkhead::plot {
 
 namespace {
@@ -17,27 +19,6 @@ constexpr std::array<std::string_view, 8> kColours = {"#0072b2", "#d55e00", "#00
                                                       "#e69f00", "#56b4e9", "#7a5c00", "#666666"};
 std::string_view colour(std::size_t i) { return kColours[i % kColours.size()]; }
 
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '&') {
-      out += "&amp;";
-    } else if (c == '<') {
-      out += "&lt;";
-    } else if (c == '>') {
-      out += "&gt;";
-    } else if (c == '"') {
-      out += "&quot;";
-    } else if (byte < 0x20 || byte == 0x7f) {
-      out += ' ';
-    } else {
-      out += c;
-    }
-  }
-  return out;
-}
-
 struct Page {
   std::string out;
   Page(double width, double height, std::string_view title) {
@@ -46,7 +27,7 @@ struct Page {
         "height=\"{1:.0f}\" role=\"img\" font-family=\"sans-serif\" font-size=\"13\"><title>{2}</title>\n"
         "<rect width=\"{0:.0f}\" height=\"{1:.0f}\" fill=\"#fff\"/>\n"
         "<text x=\"16\" y=\"26\" font-size=\"15\" fill=\"{3}\">{2}</text>\n",
-        width, height, escaped(title), kInk);
+        width, height, markup(title), kInk);
   }
   void line(double x1, double y1, double x2, double y2, std::string_view stroke, std::string_view more = "") {
     out += fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"{}\"{}/>\n",
@@ -55,7 +36,7 @@ struct Page {
   void text(double x, double y, std::string_view words, std::string_view anchor,
             std::string_view fill = kInk) {
     out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" fill=\"{}\">{}</text>\n", x, y,
-                       anchor, fill, escaped(words));
+                       anchor, fill, markup(words));
   }
   std::string done() { return out + "</svg>\n"; }
 };
@@ -255,8 +236,8 @@ std::string draw(const Bars& figure) {
       page.out += fmt::format(
           "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>{}, {}: "
           "{:.2f}{}</title></rect>\n",
-          left, top, bar_width - 2, bottom - top, colour(r), escaped(figure.rows[r].name),
-          escaped(figure.groups[g]), bar.value, escaped(figure.y.unit));
+          left, top, bar_width - 2, bottom - top, colour(r), markup(figure.rows[r].name),
+          markup(figure.groups[g]), bar.value, markup(figure.y.unit));
       if (bar.half_width > 0 && std::isfinite(bar.half_width)) {
         const double middle = left + bar_width / 2 - 1;
         page.line(middle, y.at(std::clamp(bar.value - bar.half_width, y.from, y.to)), middle,

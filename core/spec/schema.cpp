@@ -112,13 +112,41 @@ Json schema() {
        {"modprobe", list(std::move(modprobe))},
        {"vfio", vfio}});
 
+  const Json power = pattern("^ *[0-9]{1,7}(\\.[0-9]{1,3})? *(W|kW|MW) *$");
+  const Json rate = pattern("^ *[0-9]{1,7}(\\.[0-9]{1,3})? *(W|kW|MW) */s *$");
+  const Json protect = object(
+      {{"mode", described(Json{{"enum", {"observe", "act"}}},
+                          "observe: say what would be done; act: do it. Left out: observe")},
+       {"ceiling", described(whole(40, 110), "temperature of a GPU in C that is not to be passed; 85")},
+       {"guard", described(whole(0, 30), "K kept of the part's own margin (T.Limit); 5")},
+       {"harshest", described(Json{{"enum", {"hold", "power", "clocks", "pause", "drain", "fence"}}},
+                              "the harshest action that may be taken; pause")},
+       {"node_power", described(power, "what the whole node may draw, with its unit: 10kW")},
+       {"rest_power", described(power, "what the node draws beside its GPUs, where no BMC tells")},
+       {"rack", object({{"power", described(power, "what the rack may draw")},
+                        {"nodes", described(whole(1, 256), "nodes that share it in equal parts")}},
+                       {"power", "nodes"})},
+       {"ramp",
+        described(either(rate, object({{"rate", rate}, {"burst", power}}, {"rate"})),
+                  "how fast the node's power may change: 2kW/s; starts of leases are staggered by it")},
+       {"cooling", described(power, "heat that the cooling takes away from this node")}});
+
+  const Json heal = object(
+      {{"mode", described(Json{{"enum", {"observe", "suggest", "act"}}},
+                          "observe: say what would be done; suggest: with the commands; act: do it")},
+       {"most_an_hour", described(whole(0, 100), "acts without a person, of the whole host; 4")},
+       {"keep_healthy", described(whole(0, 64), "GPUs that must still serve; 1")},
+       {"relapse_hours", described(whole(1, 720), "the same fault within this time: the next act; 24")}});
+
   Json out{{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", "bulkhead node file"}};
   out.update(object({{"apiVersion", {{"const", "bulkhead/v1"}}},
                      {"kind", {{"const", "Node"}}},
                      {"metadata", object({{"name", pattern("^[A-Za-z0-9_.+-]{1,128}$")}})},
                      {"gpus", list(std::move(rule))},
                      {"devices", list(std::move(device))},
-                     {"host", std::move(host)}},
+                     {"host", std::move(host)},
+                     {"protect", described(protect, "what is done about heat, power and broken parts")},
+                     {"heal", described(heal, "what is done about faults")}},
                     {"apiVersion", "kind"}));
   return out;
 }

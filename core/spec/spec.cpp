@@ -62,7 +62,8 @@ class NodeReader : public Reader {
         }
       }
     }
-    const auto top = fields(root, "", {"apiVersion", "kind", "metadata", "gpus", "devices", "host"});
+    const auto top =
+        fields(root, "", {"apiVersion", "kind", "metadata", "gpus", "devices", "host", "protect", "heal"});
     constant(required(top, "apiVersion", root, ""), "apiVersion", "bulkhead/v1");
     constant(required(top, "kind", root, ""), "kind", "Node");
     if (const auto at = top.find("metadata"); at != top.end()) {
@@ -89,6 +90,8 @@ class NodeReader : public Reader {
         out.devices.push_back(device(rules[i], at_item("devices", i), named));
     }
     if (const auto at = top.find("host"); at != top.end()) out.host = host(*at->second);
+    if (const auto at = top.find("protect"); at != top.end()) out.protect = protect(*at->second);
+    if (const auto at = top.find("heal"); at != top.end()) out.heal = heal(*at->second);
     return out;
   }
 
@@ -141,6 +144,134 @@ class NodeReader : public Reader {
       out.clocks = clocks(*at->second, at_key(path, "clocks"));
     if (const auto at = keys.find("persistence"); at != keys.end())
       out.persistence = boolean(*at->second, at_key(path, "persistence"));
+    return out;
+  }
+
+  // A power with its unit: 700W, 10kW, 1.5 MW; `more` follows it: "/s".
+  std::optional<Milliwatts> watts_with_unit(const Node& node, const std::string& path, std::string_view more,
+                                            std::string_view example) {
+    const auto wrong = [&](std::string_view what, std::string_view suggestion) {
+      mistake(node, path,
+              node.kind == Node::Kind::scalar ? fmt::format("{} {}", in_quotes(node.text), what)
+                                              : std::string("must be a power with its unit"),
+              std::string(suggestion));
+      return std::optional<Milliwatts>();
+    };
+    if (node.kind != Node::Kind::scalar) return wrong("", fmt::format("write it like {}", example));
+    std::string word(trim(node.text));
+    if (!more.empty()) {
+      if (!word.ends_with(more))
+        return wrong(fmt::format("does not say how fast: it must end in {}", more),
+                     fmt::format("write it like {}", example));
+      word.resize(word.size() - more.size());
+    }
+    const auto end = std::min(word.find_first_not_of("0123456789."), word.size());
+    const std::string number = word.substr(0, end);
+    const std::string unit = std::string(trim(word.substr(end)));
+    const auto parts = split(number, '.');
+    const auto whole = parse_u64(parts.front());
+    const std::string fraction = parts.size() == 2 ? std::string(parts[1]) : "0";
+    std::uint64_t scale = 0;  // milliwatts
+    if (unit == "W") scale = 1000;
+    if (unit == "kW") scale = 1'000'000;
+    if (unit == "MW") scale = 1'000'000'000;
+    if (!whole || parts.size() > 2 || fraction.empty() || fraction.size() > 3)
+      return wrong("is not a power", fmt::format("write it like {}", example));
+    if (scale == 0) {
+      const std::string small = lower(unit);
+      const std::string meant_unit = small == "w" ? "W" : small == "kw" ? "kW" : small == "mw" ? "MW" : "";
+      return wrong(unit.empty() ? "has no unit" : "has a unit that is not known: W, kW or MW",
+                   fmt::format("write {}{}{}", number, meant_unit.empty() ? "W" : meant_unit, more));
+    }
+    std::uint64_t thousandths = *parse_u64(fraction);
+    for (auto digits_left = fraction.size(); digits_left < 3; ++digits_left) thousandths *= 10;
+    if (*whole > 1'000'000) return wrong("is out of range 1 W to 1 MW", "");
+    const std::uint64_t milliwatts = *whole * scale + thousandths * (scale / 1000);
+    if (milliwatts < 1000 || milliwatts > 1'000'000'000) return wrong("is out of range 1 W to 1 MW", "");
+    return Milliwatts(milliwatts);
+  }
+
+  template <class Word>
+  void choose(const Node& node, const std::string& path, std::initializer_list<Word> all, Word& out) {
+    const auto word = text(node, path);
+    if (!word) return;
+    std::vector<std::string_view> names;
+    for (const Word one : all) {
+      if (*word == name_of(one)) {
+        out = one;
+        return;
+      }
+      names.push_back(name_of(one));
+    }
+    std::string suggestion = meant(*word, names);
+    if (suggestion.empty())
+      suggestion =
+          fmt::format("write one of {}", join(std::vector<std::string>(names.begin(), names.end()), ", "));
+    mistake(node, path, fmt::format("{} is not known", in_quotes(*word)), suggestion);
+  }
+
+  Protect protect(const Node& node) {
+    Protect out;
+    const auto keys = fields(
+        node, "protect",
+        {"mode", "ceiling", "guard", "harshest", "node_power", "rest_power", "rack", "ramp", "cooling"});
+    const auto at = [&](std::string_view key) -> const Node* {
+      const auto found = keys.find(key);
+      return found == keys.end() ? nullptr : found->second;
+    };
+    using A = Protect::Action;
+    if (const Node* n = at("mode"))
+      choose(*n, "protect.mode", {Protect::Mode::observe, Protect::Mode::act}, out.mode);
+    if (const Node* n = at("ceiling")) out.ceiling = number(*n, "protect.ceiling", 40, 110).value_or(85);
+    if (const Node* n = at("guard")) out.guard = number(*n, "protect.guard", 0, 30).value_or(5);
+    if (const Node* n = at("harshest"))
+      choose(*n, "protect.harshest", {A::hold, A::power, A::clocks, A::pause, A::drain, A::fence},
+             out.harshest);
+    if (const Node* n = at("node_power"))
+      out.node_power = watts_with_unit(*n, "protect.node_power", "", "10kW");
+    if (const Node* n = at("rest_power"))
+      out.rest_power = watts_with_unit(*n, "protect.rest_power", "", "2kW").value_or(Milliwatts());
+    if (const Node* n = at("cooling")) out.cooling = watts_with_unit(*n, "protect.cooling", "", "11kW");
+    if (const Node* n = at("rack")) {
+      const auto inner = fields(*n, "protect.rack", {"power", "nodes"});
+      Protect::Rack rack;
+      if (const Node* power_at = required(inner, "power", *n, "protect.rack"))
+        rack.power = watts_with_unit(*power_at, "protect.rack.power", "", "40kW").value_or(Milliwatts());
+      if (const Node* nodes_at = required(inner, "nodes", *n, "protect.rack"))
+        rack.nodes = number(*nodes_at, "protect.rack.nodes", 1, 256).value_or(1);
+      out.rack = rack;
+    }
+    if (const Node* n = at("ramp")) {
+      Protect::Ramp ramp;
+      if (n->kind == Node::Kind::map) {
+        const auto inner = fields(*n, "protect.ramp", {"rate", "burst"});
+        if (const Node* rate = required(inner, "rate", *n, "protect.ramp"))
+          ramp.per_second = watts_with_unit(*rate, "protect.ramp.rate", "/s", "2kW/s").value_or(Milliwatts());
+        if (const auto burst = inner.find("burst"); burst != inner.end())
+          ramp.burst = watts_with_unit(*burst->second, "protect.ramp.burst", "", "1kW");
+      } else {
+        ramp.per_second = watts_with_unit(*n, "protect.ramp", "/s", "2kW/s").value_or(Milliwatts());
+      }
+      out.ramp = ramp;
+    }
+    return out;
+  }
+
+  Heal heal(const Node& node) {
+    Heal out;
+    const auto keys = fields(node, "heal", {"mode", "most_an_hour", "keep_healthy", "relapse_hours"});
+    const auto at = [&](std::string_view key) -> const Node* {
+      const auto found = keys.find(key);
+      return found == keys.end() ? nullptr : found->second;
+    };
+    using M = Heal::Mode;
+    if (const Node* n = at("mode")) choose(*n, "heal.mode", {M::observe, M::suggest, M::act}, out.mode);
+    if (const Node* n = at("most_an_hour"))
+      out.most_an_hour = number(*n, "heal.most_an_hour", 0, 100).value_or(4);
+    if (const Node* n = at("keep_healthy"))
+      out.keep_healthy = number(*n, "heal.keep_healthy", 0, 64).value_or(1);
+    if (const Node* n = at("relapse_hours"))
+      out.relapse_hours = number(*n, "heal.relapse_hours", 1, 720).value_or(24);
     return out;
   }
 
@@ -610,6 +741,16 @@ std::string flow(const Items& list, const Show& show) {
   return fmt::format("[{}]", join(words, ", "));
 }
 
+// As the protect part takes it: "10kW", "700.5W".
+std::string with_unit(Milliwatts power) {
+  const bool kilo = power.count % 1'000'000 == 0;
+  if (kilo) return fmt::format("{}kW", power.count / 1'000'000);
+  std::string text = fmt::format("{}.{:03}", power.count / 1000, power.count % 1000);
+  while (text.ends_with('0')) text.pop_back();
+  if (text.ends_with('.')) text.pop_back();
+  return text + "W";
+}
+
 std::string watts_text(Milliwatts power) {
   if (power.count % 1000 == 0) return fmt::format("{}", power.count / 1000);
   std::string text = fmt::format("{}.{:03}", power.count / 1000, power.count % 1000);
@@ -657,6 +798,19 @@ std::string_view name_of(Mode mode) {
       return "passthrough";
   }
   return "exclusive";
+}
+
+std::string_view name_of(Protect::Mode mode) { return mode == Protect::Mode::act ? "act" : "observe"; }
+
+std::string_view name_of(Heal::Mode mode) {
+  static constexpr std::array<std::string_view, 3> names = {"observe", "suggest", "act"};
+  return names[static_cast<std::size_t>(mode)];
+}
+
+std::string_view name_of(Protect::Action action) {
+  static constexpr std::array<std::string_view, 7> names = {"none",  "hold",  "power", "clocks",
+                                                            "pause", "drain", "fence"};
+  return names[static_cast<std::size_t>(action)];
 }
 
 Parsed parse(std::string_view yaml) {
@@ -715,6 +869,23 @@ std::string to_yaml(const NodeFile& node) {
     host += fmt::format("  vfio: {{owner: {}, mode: \"{:04o}\"}}\n", yaml_text(node.host.vfio->owner),
                         node.host.vfio->mode);
   if (!host.empty()) out += "host:\n" + host;
+  if (const auto& p = node.protect) {
+    out += fmt::format("protect:\n  mode: {}\n  ceiling: {}\n  guard: {}\n  harshest: {}\n", name_of(p->mode),
+                       p->ceiling, p->guard, name_of(p->harshest));
+    if (p->node_power) out += fmt::format("  node_power: {}\n", with_unit(*p->node_power));
+    if (p->rest_power.count > 0) out += fmt::format("  rest_power: {}\n", with_unit(p->rest_power));
+    if (p->rack)
+      out += fmt::format("  rack: {{power: {}, nodes: {}}}\n", with_unit(p->rack->power), p->rack->nodes);
+    if (p->ramp) {
+      out += fmt::format("  ramp: {{rate: {}/s", with_unit(p->ramp->per_second));
+      if (p->ramp->burst) out += fmt::format(", burst: {}", with_unit(*p->ramp->burst));
+      out += "}\n";
+    }
+    if (p->cooling) out += fmt::format("  cooling: {}\n", with_unit(*p->cooling));
+  }
+  if (const auto& h = node.heal)
+    out += fmt::format("heal: {{mode: {}, most_an_hour: {}, keep_healthy: {}, relapse_hours: {}}}\n",
+                       name_of(h->mode), h->most_an_hour, h->keep_healthy, h->relapse_hours);
   return out;
 }
 

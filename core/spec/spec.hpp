@@ -109,11 +109,52 @@ struct DeviceRule {
   unsigned line = 0;
 };
 
+// What is done about heat, power and broken parts while the daemon runs; docs/design/protection.md.
+struct Protect {
+  enum class Mode { observe, act };
+  enum class Action { none, hold, power, clocks, pause, drain, fence };  // mildest first
+  struct Rack {
+    Milliwatts power = {};
+    unsigned nodes = 1;  // that share it, each with the same part
+    friend bool operator==(const Rack&, const Rack&) = default;
+  };
+  struct Ramp {
+    Milliwatts per_second = {};
+    std::optional<Milliwatts> burst = {};  // at once; empty: one second of it
+    friend bool operator==(const Ramp&, const Ramp&) = default;
+  };
+  Mode mode = Mode::observe;
+  unsigned ceiling = 85;                      // C, of the GPU
+  unsigned guard = 5;                         // K, kept of the part's own margin
+  Action harshest = Action::pause;            // never more than this
+  std::optional<Milliwatts> node_power = {};  // what the node may draw
+  Milliwatts rest_power = {};                 // what the node draws beside its GPUs, where no BMC says
+  std::optional<Rack> rack = {};
+  std::optional<Ramp> ramp = {};
+  std::optional<Milliwatts> cooling = {};  // heat that is taken away from this node
+  friend bool operator==(const Protect&, const Protect&) = default;
+};
+// What is done about faults while the daemon runs; docs/design/healing.md.
+struct Heal {
+  enum class Mode { observe, suggest, act };
+  Mode mode = Mode::suggest;
+  unsigned most_an_hour = 4;    // acts of the whole host without a person
+  unsigned keep_healthy = 1;    // GPUs that must still serve
+  unsigned relapse_hours = 24;  // the same fault again within this time: the act before did not help
+  friend bool operator==(const Heal&, const Heal&) = default;
+};
+std::string_view name_of(Heal::Mode mode);
+
+std::string_view name_of(Protect::Mode mode);
+std::string_view name_of(Protect::Action action);
+
 struct NodeFile {
   std::string name = {};  // metadata.name, optional
   std::vector<GpuRule> gpus = {};
   std::vector<DeviceRule> devices = {};
   HostRule host = {};
+  std::optional<Protect> protect = {};
+  std::optional<Heal> heal = {};
 };
 
 using Parsed = std::variant<NodeFile, std::vector<Mistake>>;

@@ -323,7 +323,8 @@ bool same(const NodeFile& a, const NodeFile& b) {
                       return p.pci == q.pci && p.purpose == q.purpose && p.vfs == q.vfs;
                     }) &&
          x.vfio.has_value() == y.vfio.has_value() &&
-         (!x.vfio || (x.vfio->owner == y.vfio->owner && x.vfio->mode == y.vfio->mode));
+         (!x.vfio || (x.vfio->owner == y.vfio->owner && x.vfio->mode == y.vfio->mode)) &&
+         a.protect == b.protect && a.heal == b.heal;
 }
 
 NodeFile random_node(std::mt19937& random) {
@@ -380,6 +381,20 @@ NodeFile random_node(std::mt19937& random) {
         FabricManager{"fm.service", luck(2) == 0 ? std::optional<unsigned>(5555) : std::nullopt};
   if (luck(2) == 0) node.host.units = {{"dcgm.service", luck(2) == 0, luck(2) == 0}, {"a@b.socket"}};
   if (luck(2) == 0) node.host.modprobe = {{"vfio.conf", {"options a b=\"c d\"", "# \\ ' : [x]"}}};
+  if (luck(2) == 0) {
+    if (luck(2) == 0) node.heal = Heal{static_cast<Heal::Mode>(luck(3)), luck(100), luck(64), 1 + luck(700)};
+    Protect& p = node.protect.emplace();
+    p.mode = luck(2) == 0 ? Protect::Mode::act : Protect::Mode::observe;
+    p.ceiling = 40 + luck(71);
+    p.guard = luck(31);
+    p.harshest = static_cast<Protect::Action>(1 + luck(6));
+    if (luck(2) == 0) p.node_power = Milliwatts(1000 + luck(20'000'000));
+    if (luck(2) == 0) p.rest_power = watts(1 + luck(3000));
+    if (luck(2) == 0) p.rack = Protect::Rack{watts(1000 * (1 + luck(100))), 1 + luck(8)};
+    if (luck(2) == 0) p.ramp = Protect::Ramp{watts(1 + luck(9000)), {}};
+    if (luck(4) == 0) p.ramp = Protect::Ramp{watts(1 + luck(9000)), watts(1 + luck(9000))};
+    if (luck(2) == 0) p.cooling = watts(1 + luck(20'000));
+  }
   return node;
 }
 
@@ -421,6 +436,63 @@ TEST(Devices, AreReadWithTheirMistakes) {
     EXPECT_NE(all(text).find(wanted), std::string::npos) << text << all(text);
 }
 
+TEST(Protect, IsReadWithItsUnits) {
+  const auto plain = good(std::string(head) + "protect: {}\n");
+  ASSERT_TRUE(plain.protect);
+  EXPECT_EQ(*plain.protect, Protect{});
+  EXPECT_EQ(plain.protect->mode, Protect::Mode::observe);
+  EXPECT_FALSE(good(head).protect);
+  const auto full = good(std::string(head) +
+                         "protect:\n  mode: act\n  ceiling: 80\n  guard: 3\n  harshest: drain\n"
+                         "  node_power: 10.2kW\n  rest_power: 900 W\n  rack: {power: 0.04MW, nodes: 4}\n"
+                         "  ramp: {rate: 2kW/s, burst: 1.5kW}\n  cooling: 11kW\n");
+  ASSERT_TRUE(full.protect);
+  const Protect expected{.mode = Protect::Mode::act,
+                         .ceiling = 80,
+                         .guard = 3,
+                         .harshest = Protect::Action::drain,
+                         .node_power = watts(10'200),
+                         .rest_power = watts(900),
+                         .rack = Protect::Rack{watts(40'000), 4},
+                         .ramp = Protect::Ramp{watts(2000), watts(1500)},
+                         .cooling = watts(11'000)};
+  EXPECT_EQ(*full.protect, expected);
+  EXPECT_EQ(good(std::string(head) + "protect: {ramp: 500W/s}\n").protect->ramp->per_second, watts(500));
+}
+
+TEST(HealPart, IsReadAndHasDefaults) {
+  EXPECT_FALSE(good(head).heal);
+  EXPECT_EQ(*good(std::string(head) + "heal: {}\n").heal, Heal{});
+  const auto full =
+      good(std::string(head) + "heal: {mode: act, most_an_hour: 2, keep_healthy: 0, relapse_hours: 48}\n");
+  EXPECT_EQ(*full.heal, (Heal{Heal::Mode::act, 2, 0, 48}));
+}
+
+TEST(Protect, NamesEachMistakeAndItsRemedy) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"{mode: watch}", "write one of observe, act"},
+      {"{mode: acts}", "did you mean 'act'?"},
+      {"{ceiling: 20}", "40"},
+      {"{harshest: clock}", "did you mean 'clocks'?"},
+      {"{node_power: 10}", "has no unit; write 10W"},
+      {"{node_power: 10kw}", "write 10kW"},
+      {"{node_power: 10 horses}", "W, kW or MW"},
+      {"{node_power: 99999kW}", "out of range"},
+      {"{node_power: [1]}", "must be a power with its unit"},
+      {"{ramp: 2kW}", "must end in /s"},
+      {"{ramp: {burst: 1kW}}", "rate"},
+      {"{rack: {power: 40kW}}", "nodes"},
+      {"{celing: 80}", "ceiling"},
+  };
+  for (const auto& [text, wanted] : cases) {
+    const auto said = bad(std::string(head) + "protect: " + text + "\n");
+    EXPECT_NE(said.find(wanted), std::string::npos) << text << "\n" << said;
+  }
+  const auto all = bad(std::string(head) + "protect: {mode: x, ceiling: 1, ramp: 2, cooling: y}\n");
+  for (const auto* key : {"protect.mode", "protect.ceiling", "protect.ramp", "protect.cooling"})
+    EXPECT_NE(all.find(key), std::string::npos) << all;
+}
+
 TEST(Schema, DescribesEveryKeyThatTheParserTakes) {
   const Json s = schema();
   EXPECT_EQ(s["$schema"], "http://json-schema.org/draft-07/schema#");
@@ -431,7 +503,9 @@ TEST(Schema, DescribesEveryKeyThatTheParserTakes) {
     return names;
   };
   using Names = std::vector<std::string>;
-  EXPECT_EQ(keys(s), (Names{"apiVersion", "kind", "metadata", "gpus", "devices", "host"}));
+  EXPECT_EQ(keys(s), (Names{"apiVersion", "kind", "metadata", "gpus", "devices", "host", "protect", "heal"}));
+  EXPECT_EQ(keys(s["properties"]["protect"]), (Names{"mode", "ceiling", "guard", "harshest", "node_power",
+                                                     "rest_power", "rack", "ramp", "cooling"}));
   const auto& rule = s["properties"]["gpus"]["items"];
   EXPECT_EQ(keys(rule), (Names{"select", "mode", "layout", "power_limit_w", "clocks", "persistence"}));
   EXPECT_EQ(keys(rule["properties"]["select"]), (Names{"all", "index", "uuid", "pci", "model", "pci_id"}));

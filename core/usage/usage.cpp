@@ -51,9 +51,11 @@ Status in_bounds(const Interval& interval) {
   for (const auto& one : interval.held) {
     held += one.units;
     if (!one.activity) continue;
+    const double most =
+        one.turns && one.units > 0 ? std::max(1.0, static_cast<double>(interval.units) / one.units) : 1;
     for (const double part : {one.activity->sm, one.activity->tensor, one.activity->dram}) {
-      if (!(part >= 0 && part <= 1))
-        return no(fmt::format("lease {} has an activity of {}: 0 to 1 is possible", one.lease, part));
+      if (!(part >= 0 && part <= most * (1 + 1e-9)))
+        return no(fmt::format("lease {} has an activity of {}: 0 to {} is possible", one.lease, part, most));
     }
   }
   if (held > interval.units)
@@ -70,7 +72,7 @@ std::uint64_t weight_of(const Held& held, const PowerModel& model) {
   if (full <= 0) return held.units;
   const Activity activity = held.activity.value_or(Activity{.sm = 1});
   const double watts = model.sm * activity.sm + model.tensor * activity.tensor + model.dram * activity.dram;
-  return held.units * millionths(std::clamp(watts / full, 0.0, 1.0));
+  return held.units * millionths(std::clamp(watts / full, 0.0, held.turns ? most_units * 1.0 : 1.0));
 }
 
 }  // namespace
@@ -107,14 +109,14 @@ Result<Split> split(const Interval& interval, const PowerModel& model) {
       const auto busy = [&](double part) {
         return held.units * us / interval.units * millionths(part) / static_cast<std::uint64_t>(ppm);
       };
-      amounts.used_unit_us = std::min(amounts.unit_us, held.units * (us * millionths(held.activity->sm) /
-                                                                     static_cast<std::uint64_t>(ppm)));
+      amounts.used_unit_us = std::min(
+          amounts.unit_us,
+          held.units * (us * millionths(std::min(1.0, held.activity->sm)) / static_cast<std::uint64_t>(ppm)));
       amounts.sm_us = busy(held.activity->sm);
       amounts.tensor_us = busy(held.activity->tensor);
       amounts.dram_us = busy(held.activity->dram);
-    } else {
-      amounts.blind_us = us;
     }
+    if (!held.activity || held.guessed) amounts.blind_us = us;
     units.push_back(held.units);
     weights.push_back(weight_of(held, model));
   }
@@ -146,7 +148,7 @@ Result<Split> split(const Interval& interval, const PowerModel& model) {
     amounts.idle_mj = idle_parts[i];
     amounts.dynamic_mj = dynamic_parts[i];
     // All of it went to one: nothing was modelled.
-    if (dynamic_parts[i] != dynamic)
+    if (dynamic_parts[i] != dynamic || interval.portioned)
       amounts.error_mj = static_cast<std::uint64_t>(
           std::ceil(static_cast<double>(dynamic_parts[i]) * std::clamp(model.error, 0.0, 1.0)));
   }
@@ -154,6 +156,29 @@ Result<Split> split(const Interval& interval, const PowerModel& model) {
   out.out_of_service.idle_mj = idle_parts[n + 1];
   out.unallocated.dynamic_mj = dynamic_parts[n];
   return out;
+}
+
+Status portion(std::span<Interval> intervals, Millijoules energy, const PowerModel& model) {
+  std::vector<std::uint64_t> weights, lengths;
+  for (const auto& one : intervals) {
+    BH_CHECK(in_bounds(one));
+    double watts = std::max(0.0, model.idle);
+    for (const auto& held : one.held) {
+      const Activity activity = held.activity.value_or(Activity{.sm = 1});
+      watts += static_cast<double>(held.units) / one.units *
+               (model.sm * activity.sm + model.tensor * activity.tensor + model.dram * activity.dram);
+    }
+    // In mW x us: beyond 100 kW no model is believed, so that a day fits.
+    weights.push_back(static_cast<std::uint64_t>(std::clamp(watts, 0.0, 1e5) * 1000) * one.us);
+    lengths.push_back(one.us);
+  }
+  const bool flat = std::all_of(weights.begin(), weights.end(), [](auto w) { return w == 0; });
+  const auto parts = in_proportion(energy.count, flat ? lengths : weights);
+  for (std::size_t i = 0; i < intervals.size(); ++i) {
+    intervals[i].energy = Millijoules(parts[i]);
+    intervals[i].portioned = intervals.size() > 1;
+  }
+  return ok_status();
 }
 
 Status adds_up(const Interval& interval, const Split& split) {

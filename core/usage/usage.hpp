@@ -10,7 +10,9 @@
 //  3. Dynamic energy goes by weight: units x (a SM + b tensor + c DRAM activity), with a, b, c fitted for the
 //     GPU model. Where activity could not be read, a holder counts as if its SMs were busy all the time;
 //     where every weight is nothing, it goes by units; where nobody holds anything, to the operator.
-//  4. Millijoules that do not divide go by largest remainder, so that the sum is dE exactly.
+//  4. The counter is read at times of its own. Where hands changed between two readings, the energy between
+//     them goes to before and after by what the model says was drawn.
+//  5. Millijoules that do not divide go by largest remainder, so that the sum is dE exactly.
 // With two tenants on a GPU the split is a model; the sum is a measurement. `error_mj` says how far a split
 // may be off: the dynamic energy times the fit's relative error; nothing when one holder had all of it.
 // Source of the method: NVML's counter is exact to 100 ms, power readings miss three quarters of the time on
@@ -30,7 +32,10 @@
 namespace bulkhead::usage {
 
 inline constexpr std::uint64_t most_us = 86'400ULL * 1'000'000;  // of one interval: a day
-inline constexpr unsigned most_units = 1000;                     // of one GPU
+// What a GPU is divided in, so that sums over modes mean something: a compute slice of seven is 1000 units,
+// one of four 1750, a thousandth of a shared GPU 7.
+inline constexpr unsigned whole_gpu = 7000;
+inline constexpr unsigned most_units = whole_gpu;
 inline constexpr std::size_t most_holders = 1024;
 
 // Parts of the holder's own slice that worked, 0..1, mean over the interval (GPM).
@@ -44,14 +49,19 @@ struct Held {
   unsigned units = 0;
   Bytes memory = {};  // that it has, used or not
   std::optional<Activity> activity = {};
+  bool guessed = false;  // the activity is the GPU's, shared out among its holders: counts as not read
+  // Takes turns on the whole GPU: what others leave it may make its activity more than 1, up to all of the
+  // GPU.
+  bool turns = false;
 };
 
 struct Interval {
   Uuid gpu = {};
   std::uint64_t us = 0;                    // its length, 1..most_us
-  unsigned units = 7;                      // of the whole GPU: 7 compute slices, 1000 thousandths
+  unsigned units = whole_gpu;              // of the whole GPU
   unsigned out_of_service = 0;             // units: drained, lost, being reset
   std::optional<Millijoules> energy = {};  // what passed; empty: the counter began anew, or could not be read
+  bool portioned = false;                  // `energy` is the model's part of a longer measured interval
   std::vector<Held> held = {};
 };
 
@@ -62,7 +72,7 @@ struct Amounts {
   std::uint64_t mib_us = 0;                             // memory x time
   std::uint64_t sm_us = 0, tensor_us = 0, dram_us = 0;  // of the whole GPU's: half of 1/7 busy is 1/14
   std::uint64_t idle_mj = 0, dynamic_mj = 0, error_mj = 0;
-  std::uint64_t blind_us = 0;      // time without a reading of activity
+  std::uint64_t blind_us = 0;      // time without a reading of the holder's own activity
   std::uint64_t unmetered_us = 0;  // time without a reading of energy
   friend bool operator==(const Amounts&, const Amounts&) = default;
 };
@@ -82,6 +92,10 @@ struct PowerModel {
 
 // Errc::invalid: a length, units or activity out of bounds, or more held than there is; says which.
 Result<Split> split(const Interval& interval, const PowerModel& model);
+// A stretch between two readings of the counter, as the intervals of one GPU in which nothing changed hands:
+// gives each its `energy`, by what the model says was drawn in it, so that the sum is exactly `energy`. With
+// more than one they are `portioned`: what they say then has the model's error, also for one holder alone.
+Status portion(std::span<Interval> intervals, Millijoules energy, const PowerModel& model);
 // Whether a split adds up; an Error names what does not, and by how much. The accounts are checked with this
 // before they are written.
 Status adds_up(const Interval& interval, const Split& split);

@@ -126,6 +126,14 @@ TEST(Usage, MoreThanThereIsCannotBeSplit) {
   EXPECT_THAT(split(second({tenant(1, 5, {}), tenant(2, 3, {})}, {}), h100).error().message(),
               HasSubstr("8 units of a GPU that has 7"));
   EXPECT_FALSE(split(second({tenant(1, 1, Activity{.sm = 1.5})}, {}), h100).ok());
+  auto turns = second({tenant(1, 1, Activity{.sm = 1.5}), tenant(2, 2, Activity{.sm = 0.75})}, {});
+  turns.held[0].turns = turns.held[1].turns = true;
+  const auto of_both = split(turns, h100);
+  ASSERT_TRUE(of_both.ok());  // a seventh that had what others left it
+  EXPECT_EQ(of_both->holders[0].used_unit_us, of_both->holders[0].unit_us);
+  EXPECT_EQ(of_both->holders[0].sm_us, of_both->holders[1].sm_us);
+  turns.held[0].activity->sm = 7.5;
+  EXPECT_FALSE(split(turns, h100).ok());  // more than the GPU
   auto interval = second({}, {});
   interval.us = most_us + 1;
   EXPECT_FALSE(split(interval, h100).ok());
@@ -173,6 +181,36 @@ TEST(Usage, PowerThatDoesNotMoveCannotBeFitted) {
   EXPECT_FALSE(fit(std::vector<Sample>(3, still[0])).ok());
   const std::vector<Sample> idle(20, Sample{{}, 100});
   EXPECT_THAT(fit(idle).error().message(), HasSubstr("did not move"));
+}
+
+TEST(Usage, EnergyBetweenTwoReadingsGoesToBeforeAndAfterByWhatWasDrawn) {
+  Prng random(9);
+  for (int i = 0; i < 300; ++i) {
+    std::vector<Interval> pieces;
+    for (std::uint64_t n = 1 + random.below(6); n > 0; --n) {
+      auto one =
+          second({tenant(1, 3, Activity{.sm = random.unit()}), tenant(2, 2, std::nullopt)}, std::nullopt);
+      one.us = 1 + random.below(1'000'000);
+      if (random.below(2) == 0) one.held.clear();
+      pieces.push_back(one);
+    }
+    const PowerModel model = random.below(3) == 0 ? PowerModel{.idle = 0, .sm = 0} : h100;
+    const Millijoules energy(random.below(2'000'000));
+    ASSERT_TRUE(portion(pieces, energy, model).ok());
+    std::uint64_t sum = 0;
+    for (const auto& one : pieces) {
+      sum += one.energy->count;
+      EXPECT_TRUE(adds_up(one, split(one, model).value()).ok());
+    }
+    EXPECT_EQ(sum, energy.count);
+  }
+  // One who worked for a second, then nobody for a second: 370 W and 70 W.
+  std::vector<Interval> two{second({tenant(1, 7, Activity{.sm = 1})}, std::nullopt),
+                            second({}, std::nullopt)};
+  ASSERT_TRUE(portion(two, Millijoules(440'000), h100).ok());
+  EXPECT_EQ(two[0].energy, Millijoules(370'000));
+  EXPECT_EQ(two[1].energy, Millijoules(70'000));
+  EXPECT_EQ(split(two[0], h100).value().holders[0].error_mj, 15'000U);  // alone, but by the model
 }
 
 }  // namespace

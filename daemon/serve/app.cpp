@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 
 #include <fmt/format.h>
 
 #include "base/clock.hpp"
 #include "base/text.hpp"
 #include "daemon/serve/documents.hpp"
+#include "daemon/serve/notify.hpp"
 
 namespace bulkhead::serve {
 
@@ -24,14 +26,20 @@ using control::Answer;
 using control::Refusal;
 using Values = std::map<std::string, std::string>;
 
-constexpr std::size_t json_depth = 32, key_bytes = 128, kept_documents = 4096, kept_keys = 4096;
+constexpr std::size_t json_depth = 32, key_bytes = 128, kept_documents = 4096;
 constexpr std::size_t jobs_waiting = 256, verdicts_waiting = 64, kept_uids = 4096;
 constexpr std::uint64_t second_ns = 1'000'000'000, uid_kept_ns = 60 * second_ns;
-constexpr std::uint64_t still_turns_ns = 30 * second_ns;
+constexpr std::uint64_t most_still_ns = 30 * second_ns;   // of the loop, before it is called stuck
 constexpr double bursts = 4;                              // of a second's requests
 constexpr double failures_a_second = 20, failures = 200;  // bad tokens of one address
 constexpr double refusals_a_second = 20, refusals = 100;  // lines of the audit log by strangers
 constexpr unsigned quota_tries = 8;
+
+// A watchdog that bites sooner wants to know sooner.
+std::uint64_t patience() {
+  const auto dog = watchdog();
+  return dog ? std::min(most_still_ns, static_cast<std::uint64_t>(dog->count()) * 1000 / 2) : most_still_ns;
+}
 
 std::string hash_of(const http::Request& request) {
   const std::string text = fmt::format("{}\n{}\n{}", request.method, request.path, request.body);
@@ -98,6 +106,17 @@ http::Response tagged(const http::Request& request, std::string body, const std:
 // Its version, and what changes without one: what it holds.
 std::string tag_of(const tenant::Tenant& tenant, std::string_view body) {
   return fmt::format("{}.{:x}", tenant.version, std::hash<std::string_view>()(body));
+}
+
+Json rest_document(const std::string& name, WallTime until, int process) {
+  return Json{{"name", name}, {"until", rfc3339(until)}, {"sampler", process}};
+}
+
+bool good_name(std::string_view name) {
+  return !name.empty() && name.size() <= Rest::most_name && std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.';
+  });
 }
 
 Result<Json> body_of(const http::Request& request) {
@@ -262,11 +281,13 @@ std::shared_ptr<http::Stream> Exchange::stream() {
 }
 
 // ---- the application
-App::App(const Config& config, control::Control& control, std::filesystem::path state, Log& log)
+App::App(const Config& config, control::Control& control, std::filesystem::path state, Log& log,
+         Telemetry* telemetry)
     : config_(config),
       control_(control),
       state_(std::move(state)),
       log_(log),
+      telemetry_(telemetry),
       openapi_(compact(api::v1::openapi())),
       began_(monotonic_ns()),
       callers_(config.requests_per_second, config.requests_per_second * bursts),
@@ -274,6 +295,7 @@ App::App(const Config& config, control::Control& control, std::filesystem::path 
       failures_(failures_a_second, failures),
       told_(refusals_a_second, refusals),
       last_turn_(monotonic_ns()),
+      still_turns_ns_(patience()),
       hub_(
           control.now()->last_event,
           [&control](std::int64_t after, std::size_t most) { return control.events_after(after, most); },
@@ -286,17 +308,40 @@ App::App(const Config& config, control::Control& control, std::filesystem::path 
       verifier_(1) {
   using Run = decltype(Rule::run);
   static constexpr std::pair<std::string_view, Run> runs[] = {
-      {"getOpenapi", &App::get_openapi},     {"whoami", &App::whoami},
-      {"listLeases", &App::list_leases},     {"createLease", &App::create_lease},
-      {"getLease", &App::get_lease},         {"renewLease", &App::renew_lease},
-      {"releaseLease", &App::release_lease}, {"watchEvents", &App::watch},
-      {"listTenants", &App::list_tenants},   {"createTenant", &App::create_tenant},
-      {"getTenant", &App::get_tenant},       {"putTenant", &App::put_tenant},
-      {"endTenant", &App::end_tenant},       {"getQuota", &App::get_quota},
-      {"putQuota", &App::put_quota},         {"listTokens", &App::list_tokens},
-      {"createToken", &App::create_token},   {"revokeToken", &App::revoke_token},
-      {"getHost", &App::get_host},           {"drain", &App::drain},
-      {"listAudit", &App::list_audit},       {"verifyAudit", &App::verify_audit},
+      {"getUsage", &App::get_usage},
+      {"getOpenapi", &App::get_openapi},
+      {"whoami", &App::whoami},
+      {"listLeases", &App::list_leases},
+      {"createLease", &App::create_lease},
+      {"getLease", &App::get_lease},
+      {"getLeasePlace", &App::get_lease_place},
+      {"renewLease", &App::renew_lease},
+      {"releaseLease", &App::release_lease},
+      {"watchEvents", &App::watch},
+      {"listTenants", &App::list_tenants},
+      {"createTenant", &App::create_tenant},
+      {"getTenant", &App::get_tenant},
+      {"putTenant", &App::put_tenant},
+      {"endTenant", &App::end_tenant},
+      {"getQuota", &App::get_quota},
+      {"putQuota", &App::put_quota},
+      {"listTokens", &App::list_tokens},
+      {"createToken", &App::create_token},
+      {"revokeToken", &App::revoke_token},
+      {"getHost", &App::get_host},
+      {"drain", &App::drain},
+      {"getTelemetry", &App::get_telemetry},
+      {"getTelemetryHistory", &App::get_telemetry_history},
+      {"putRest", &App::put_rest},
+      {"endRest", &App::end_rest},
+      {"listAudit", &App::list_audit},
+      {"verifyAudit", &App::verify_audit},
+      {"cordonGpu", &App::cordon},
+      {"uncordonGpu", &App::uncordon},
+      {"evictLease", &App::evict},
+      {"listAlarms", &App::list_alarms},
+      {"getHealing", &App::get_healing},
+      {"listIncidents", &App::list_incidents},
   };
   for (const auto& route : api::v1::routes()) {
     Rule rule{.route = &route};
@@ -344,7 +389,7 @@ void App::turn() {
     last_batch_ = batch;
     last_turn_ = now;
   }
-  turning_ = now - last_turn_ < still_turns_ns;
+  turning_ = now - last_turn_ < still_turns_ns_;
   while (!waiting_.empty() && (waiting_.front().second->answered() || waiting_.front().first <= now)) {
     if (!waiting_.front().second->answered()) {
       tally_.limit("waiting");
@@ -524,6 +569,17 @@ void App::route(const Asked& asked) {
   }
   Who caller;
   if (!admit(asked, caller)) return;
+  for (auto one = request.query.begin(); one != request.query.end(); ++one)
+    if (std::any_of(request.query.begin(), one, [&](const auto& other) { return other.first == one->first; }))
+      return asked->answer(problem(400, "invalid",
+                                   fmt::format("{}: is given more than once", printable(one->first, 40)),
+                                   "which of them is meant is not guessed"));
+  for (const auto& [name, text] : request.query)
+    if (text.size() > api::v1::query_bytes &&
+        std::any_of(rule.route->query.begin(), rule.route->query.end(),
+                    [&](const api::v1::Query& known) { return known.name == name; }))
+      return asked->answer(
+          problem(400, "invalid", fmt::format("{}: more than {} bytes", name, api::v1::query_bytes)));
   if (rule.route->verb != "self") {
     // Who may do this to nothing at all learns nothing of what there is.
     const auto role = asked->caller.role;
@@ -692,6 +748,20 @@ control::Then<lease::Lease> App::lease_then(const Asked& asked, int status,
   };
 }
 
+bool App::once_of(const Asked& asked, control::Once& once) {
+  for (const auto& [name, text] : asked->request.headers) {
+    if (name != "idempotency-key") continue;
+    once = {.key = text, .request = hash_of(asked->request)};
+    if (!text.empty() && text.size() <= key_bytes &&
+        std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; }))
+      continue;
+    asked->answer(
+        problem(400, "invalid", fmt::format("Idempotency-Key: 1 to {} printable characters", key_bytes)));
+    return false;
+  }
+  return true;
+}
+
 void App::create_lease(const Asked& asked, const Rule& rule, Values&) {
   auto body = body_of(asked->request);
   if (!body.ok()) return asked->answer(invalid(body.error()));
@@ -708,15 +778,18 @@ void App::create_lease(const Asked& asked, const Rule& rule, Values&) {
         asked, "create",
         fmt::format("the role {} may not create leases of other tenants", access::name_of(caller.role)));
   control::Once once;
-  for (const auto& [name, text] : asked->request.headers) {
-    if (name != "idempotency-key") continue;
-    once = {.key = text, .request = hash_of(asked->request)};
-    if (text.empty() || text.size() > key_bytes ||
-        !std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; }))
-      return asked->answer(
-          problem(400, "invalid", fmt::format("Idempotency-Key: 1 to {} printable characters", key_bytes)));
-  }
+  if (!once_of(asked, once)) return;
   control_.create_lease(std::move(caller), std::move(wanted->ask), std::move(once), lease_then(asked, 201));
+}
+
+void App::get_lease_place(const Asked& asked, const Rule&, Values& values) {
+  const auto id = parse_id(values["lease"]);
+  if (!id)
+    return asked->answer(
+        problem(404, "not-found", fmt::format("there is no lease {}", printable(values["lease"], 40))));
+  control_.standing(asked->caller, *id,
+                    then<control::Standing>(
+                        asked, [id = *id](const control::Standing& now) { return ok(document(id, now)); }));
 }
 
 void App::get_lease(const Asked& asked, const Rule& rule, Values& values) {
@@ -847,36 +920,18 @@ void App::create_tenant(const Asked& asked, const Rule&, Values&) {
   if (!body.ok()) return asked->answer(invalid(body.error()));
   auto wanted = parse_tenant_request(*body);
   if (!wanted.ok()) return asked->answer(invalid(wanted.error()));
-  const std::string key(asked->request.header("idempotency-key"));
-  if (key.size() > key_bytes)
-    return asked->answer(
-        problem(400, "invalid", fmt::format("Idempotency-Key: at most {} characters", key_bytes)));
-  if (!key.empty()) {
-    const auto name = fmt::format("{}\n{}\n{}", asked->caller.user, asked->caller.tenant, key);
-    const auto hash = hash_of(asked->request);
-    if (tenant_keys_.size() >= kept_keys) tenant_keys_.clear();
-    if (const auto [at, fresh] = tenant_keys_.emplace(name, hash); !fresh && at->second != hash)
-      return asked->answer(problem(409, "conflict", "this idempotency key was used with another request",
-                                   "a new request takes a new key"));
-  }
-  const tenant::Tenant tenant = wanted->tenant;
+  control::Once once;
+  if (!once_of(asked, once)) return;
   control_.put_tenant(
-      asked->caller, tenant, 0,
-      [this, asked, tenant, key, done = then<tenant::Tenant>(asked, [](const tenant::Tenant&) {
-                                   return http::Response{};
-                                 })](Answer<tenant::Tenant> answer) {
-        const auto now = control_.now();
-        if (const auto* made = std::get_if<tenant::Tenant>(&answer))
-          return asked->answer(tenant_answer(asked->request, *made, *now, 201));
-        // Sent again with its key: what it made is still as it was asked for.
-        const auto at = now->tenants.find(tenant.name);
-        if (!key.empty() && std::get<Refusal>(answer).why == control::Denied::conflict &&
-            at != now->tenants.end() && at->second->version == 1 && at->second->weight == tenant.weight &&
-            at->second->quota == tenant.quota && at->second->suspended == tenant.suspended &&
-            at->second->note == tenant.note)
-          return asked->answer(tenant_answer(asked->request, *at->second, *now, 201));
-        done(std::move(answer));
-      });
+      asked->caller, std::move(wanted->tenant), 0,
+      [this, asked,
+       done = then<tenant::Tenant>(asked, [](const tenant::Tenant&) { return http::Response{}; })](
+          Answer<tenant::Tenant> answer) {
+        const auto* made = std::get_if<tenant::Tenant>(&answer);
+        if (made == nullptr) return done(std::move(answer));
+        asked->answer(tenant_answer(asked->request, *made, *control_.now(), 201));
+      },
+      std::move(once));
 }
 
 void App::get_tenant(const Asked& asked, const Rule& rule, Values& values) {
@@ -1039,17 +1094,87 @@ void App::drain(const Asked& asked, const Rule&, Values&) {
                  then<bool>(asked, [this](bool) { return ok(document(*control_.now())); }));
 }
 
+// A rest of the sampler: daemon/serve/rest.hpp.
+void App::put_rest(const Asked& asked, const Rule&, std::map<std::string, std::string>& values) {
+  if (telemetry_ == nullptr || rest_ == nullptr)
+    return asked->answer(problem(503, "unavailable", "nothing is sampled: serve.yaml says telemetry: off"));
+  const std::string name = values["rest"];
+  if (!good_name(name))
+    return asked->answer(problem(
+        400, "invalid",
+        fmt::format("the name of a rest is 1 to {} letters, digits, '.', '_' or '-'", Rest::most_name)));
+  const auto body = body_of(asked->request);
+  if (!body.ok()) return asked->answer(invalid(body.error()));
+  const auto seconds = parse_rest_request(*body);
+  if (!seconds.ok()) return asked->answer(invalid(seconds.error()));
+  if (rest_->fresh(name))
+    control_.note(asked->caller, "rest", "telemetry/" + name, "", Json{{"seconds", seconds->count()}});
+  wait_for(asked);
+  const auto until = wall_now() + *seconds;
+  const auto done = rest_->hold(name, *seconds, [this, asked, name, until](const Status& gone) {
+    if (gone.ok())
+      return asked->answer(
+          http::Response{.type = "application/json",
+                         .body = compact(rest_document(name, until, telemetry_->monitor().pid()))});
+    asked->answer(problem(409, "conflict", gone.error().message(), gone.error().hint()));
+  });
+  if (!done.ok()) asked->answer(problem(503, "unavailable", done.error().message()));
+}
+
+void App::end_rest(const Asked& asked, const Rule&, std::map<std::string, std::string>& values) {
+  if (telemetry_ == nullptr || rest_ == nullptr)
+    return asked->answer(problem(503, "unavailable", "nothing is sampled: serve.yaml says telemetry: off"));
+  const std::string name = printable(values["rest"], Rest::most_name);
+  if (rest_->release(name)) control_.note(asked->caller, "resume", "telemetry/" + name, "", Json::object());
+  asked->answer(
+      http::Response{.type = "application/json", .body = compact(rest_document(name, wall_now(), 0))});
+}
+
+void App::cordon(const Asked& asked, const Rule&, Values& values) {
+  auto body = body_of(asked->request);
+  if (!body.ok()) return asked->answer(invalid(body.error()));
+  auto why = parse_reason_request(*body);
+  if (!why.ok()) return asked->answer(invalid(why.error()));
+  control_.cordon(
+      asked->caller, Uuid{values["gpu"]}, std::move(*why),
+      then<control::PoolGpu>(asked, [](const control::PoolGpu& gpu) { return ok(document(gpu)); }));
+}
+
+void App::uncordon(const Asked& asked, const Rule&, Values& values) {
+  control_.uncordon(
+      asked->caller, Uuid{values["gpu"]},
+      then<control::PoolGpu>(asked, [](const control::PoolGpu& gpu) { return ok(document(gpu)); }));
+}
+
+void App::evict(const Asked& asked, const Rule&, Values& values) {
+  const auto id = parse_id(values["lease"]);
+  if (!id)
+    return asked->answer(
+        problem(404, "not-found", fmt::format("there is no lease {}", printable(values["lease"], 40))));
+  auto body = body_of(asked->request);
+  if (!body.ok()) return asked->answer(invalid(body.error()));
+  auto why = parse_reason_request(*body);
+  if (!why.ok()) return asked->answer(invalid(why.error()));
+  control_.evict(asked->caller, *id, std::move(*why), lease_then(asked, 200, std::nullopt));
+}
+
 void App::list_audit(const Asked& asked, const Rule&, Values&) {
-  const auto page = page_of(asked->request, "audit");
+  const auto order = asked->request.asked("order");
+  if (order && *order != "oldest" && *order != "newest")
+    return asked->answer(problem(400, "invalid", "order: must be oldest or newest"));
+  const bool back = order && *order == "newest";
+  const std::string_view kind = back ? "audit-newest" : "audit";
+  const auto page = page_of(asked->request, kind);
   if (!page.ok()) return asked->answer(invalid(page.error()));
-  std::int64_t after = 0;
+  std::int64_t after = back ? std::numeric_limits<std::int64_t>::max() : 0;
   if (!page->after.empty()) {
     const auto id = parse_id(page->after);
     if (!id) return asked->answer(problem(400, "invalid", "after: is no `next` of a page of the audit log"));
     after = *id;
   }
-  later(asked, reads_, [this, asked, after, limit = page->limit] {
-    const auto lines = control_.events_after(after, limit + 1);
+  later(asked, reads_, [this, asked, after, back, kind, limit = page->limit] {
+    const auto lines =
+        back ? control_.events_before(after, limit + 1) : control_.events_after(after, limit + 1);
     if (!lines.ok())
       return asked->answer(
           problem(Refusal{.why = control::Denied::unavailable, .what = "the audit log cannot be read now"}));
@@ -1057,7 +1182,7 @@ void App::list_audit(const Asked& asked, const Rule&, Values&) {
     std::optional<std::string> next;
     for (const auto& line : *lines) {
       if (items.size() == limit) {
-        next = cursor("audit", items.back()["id"].dump());
+        next = cursor(kind, items.back()["id"].dump());
         break;
       }
       items.push_back(audit_document(line));

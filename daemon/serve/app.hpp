@@ -17,8 +17,13 @@
 #include "daemon/serve/bucket.hpp"
 #include "daemon/serve/hub.hpp"
 #include "daemon/serve/log.hpp"
+#include "daemon/serve/rest.hpp"
 #include "daemon/serve/serve.hpp"
+#include "daemon/serve/telemetry.hpp"
 #include "daemon/serve/threads.hpp"
+#include "engine/heal/heal.hpp"
+#include "engine/incidents/incidents.hpp"
+#include "engine/protect/protect.hpp"
 
 namespace bulkhead::serve {
 
@@ -64,7 +69,9 @@ using Asked = std::shared_ptr<Exchange>;
 
 class App {
  public:
-  App(const Config& config, control::Control& control, std::filesystem::path state, Log& log);
+  // `telemetry` may be none.
+  App(const Config& config, control::Control& control, std::filesystem::path state, Log& log,
+      Telemetry* telemetry = nullptr);
   ~App();
   App(const App&) = delete;
   App& operator=(const App&) = delete;
@@ -72,9 +79,13 @@ class App {
   void handle(http::Request request, std::shared_ptr<http::Reply> reply);  // on the server's thread
   void turn();                                                             // there too, each quarter second
   void reload(const Config& config);                                       // there too: what may change
-  void end();                                       // no more reads of the control: before it goes
-  void draining();                                  // readyz says so
-  bool turning() const { return turning_.load(); }  // the control loop does
+  void end();  // no more reads of the control: before it goes
+  void hears(const incidents::Watcher* incidents) { incidents_ = incidents; }  // the same
+  void heals(const heal::Healer* healer) { healer_ = healer; }                        // the same
+  void guards(const protect::Guardian* guardian) { guardian_ = guardian; }  // before serving; may be none
+  void rests(Rest* rest) { rest_ = rest; }                                  // the same
+  void draining();                                                          // readyz says so
+  bool turning() const { return turning_.load(); }                          // the control loop does
   void serves(const http::Server& server) { server_ = &server; }
 
  private:
@@ -106,7 +117,9 @@ class App {
   void get_openapi(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void whoami(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void list_leases(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  bool once_of(const Asked& asked, control::Once& once);  // false: answered
   void create_lease(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void get_lease_place(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void get_lease(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void renew_lease(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void release_lease(const Asked&, const Rule&, std::map<std::string, std::string>&);
@@ -123,8 +136,19 @@ class App {
   void revoke_token(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void get_host(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void drain(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void cordon(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void uncordon(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void list_incidents(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void get_healing(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void list_alarms(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void evict(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void list_audit(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void get_usage(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void verify_audit(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void get_telemetry(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void get_telemetry_history(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void put_rest(const Asked&, const Rule&, std::map<std::string, std::string>&);
+  void end_rest(const Asked&, const Rule&, std::map<std::string, std::string>&);
   void metrics(const Asked& asked);
   void health(const Asked& asked, bool ready);
 
@@ -141,6 +165,11 @@ class App {
   control::Control& control_;
   const std::filesystem::path state_;
   Log& log_;
+  Telemetry* const telemetry_;
+  const protect::Guardian* guardian_ = nullptr;
+  const heal::Healer* healer_ = nullptr;
+  const incidents::Watcher* incidents_ = nullptr;
+  Rest* rest_ = nullptr;
   Tally tally_ = {};
   const http::Server* server_ = nullptr;
   std::unordered_map<std::string_view, Rule> rules_ = {};  // by operation
@@ -159,10 +188,10 @@ class App {
     std::string body = {}, tag = {};
   };
   std::unordered_map<std::int64_t, Rendered> rendered_ = {};
-  std::unordered_map<std::string, std::string> tenant_keys_ = {};
   std::deque<std::pair<std::uint64_t, Asked>> waiting_ = {};
   std::int64_t last_batch_ = -1;
   std::uint64_t last_turn_ = 0;
+  const std::uint64_t still_turns_ns_;
 
   std::atomic<bool> turning_{true}, draining_{false};
   std::mutex verdict_mutex_ = {};

@@ -40,7 +40,8 @@ class ConfigReader : public yaml::Reader {
     const auto top = fields(root, "",
                             {"listen", "socket", "state", "node_file", "certificate", "key", "names",
                              "client_ca", "local", "requests_per_second", "streams", "connections",
-                             "connections_of_one", "body", "answer_time", "grace", "access_log"});
+                             "connections_of_one", "body", "answer_time", "grace", "access_log",
+                             "telemetry", "sample_every", "dcgm_names"});
     const auto at = [&](std::string_view key) {
       const auto found = top.find(key);
       return found == top.end() ? nullptr : found->second;
@@ -95,6 +96,15 @@ class ConfigReader : public yaml::Reader {
     };
     time("answer_time", out.answer_time, 1000);
     time("grace", out.grace, 0);
+    time("sample_every", out.sample_every, 10);
+    if (const Node* node = at("telemetry")) {
+      // "on" and "off" are what people write here.
+      if (node->kind == Node::Kind::scalar && (node->text == "on" || node->text == "off"))
+        out.telemetry = node->text == "on";
+      else
+        out.telemetry = boolean(*node, "telemetry").value_or(true);
+    }
+    if (const Node* node = at("dcgm_names")) out.dcgm_names = boolean(*node, "dcgm_names").value_or(false);
     if (const Node* node = at("access_log")) out.access_log = boolean(*node, "access_log").value_or(true);
     if (out.listen.empty() && out.socket.empty())
       mistake(root, "listen", "nothing is listened on: neither listen nor socket says where");

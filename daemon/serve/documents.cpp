@@ -6,6 +6,7 @@
 
 #include "base/fields.hpp"
 #include "base/text.hpp"
+#include "daemon/serve/rest.hpp"
 
 namespace bulkhead::serve {
 
@@ -122,16 +123,32 @@ Json document(const control::User& user) {
   return out;
 }
 
+Json document(std::int64_t lease, const control::Standing& standing) {
+  Json out{{"lease", lease}, {"state", lease::name_of(standing.state)}};
+  if (standing.own == 0) return out;
+  out["place"] = standing.ahead + 1;
+  out["own"] = standing.own;
+  out["tenantsAhead"] = standing.tenants_ahead;
+  out["waiting"] = standing.waiting;
+  put(out, "why", standing.why);
+  return out;
+}
+
+Json document(const control::PoolGpu& gpu) {
+  Json out{{"gpu", gpu.gpu.text}, {"index", gpu.index}, {"name", gpu.name}, {"pool", gpu.pool}};
+  if (!gpu.why.empty()) out["why"] = gpu.why;
+  out["numaNode"] = gpu.numa_node;
+  out["free"] = gpu.free;
+  out["leases"] = gpu.leases;
+  if (gpu.cordon)
+    out["cordon"] =
+        Json{{"why", gpu.cordon->why}, {"by", gpu.cordon->by}, {"since", rfc3339(gpu.cordon->since)}};
+  return out;
+}
+
 Json document(const control::Snapshot& now) {
   Json gpus = Json::array();
-  for (const auto& gpu : now.gpus) {
-    Json one{{"gpu", gpu.gpu.text}, {"index", gpu.index}, {"name", gpu.name}, {"pool", gpu.pool}};
-    if (!gpu.why.empty()) one["why"] = gpu.why;
-    one["numaNode"] = gpu.numa_node;
-    one["free"] = gpu.free;
-    one["leases"] = gpu.leases;
-    gpus.push_back(std::move(one));
-  }
+  for (const auto& gpu : now.gpus) gpus.push_back(document(gpu));
   Json out{{"draining", now.draining}};
   if (!now.trouble.empty()) out["trouble"] = now.trouble;
   out["gpus"] = std::move(gpus);
@@ -259,6 +276,17 @@ Result<std::chrono::seconds> parse_renew_request(const Json& json) {
   return std::chrono::seconds(seconds.value_or(0));
 }
 
+Result<std::string> parse_reason_request(const Json& json) {
+  std::vector<std::string> mistakes;
+  Fields fields(json, "", mistakes);
+  const auto why = fields.text("why", control::most_why);
+  if (!fields.has("why")) fields.mistake("why", "is missing: one line for those whom it touches");
+  if (why && why->empty()) fields.mistake("why", "is empty");
+  fields.no_others();
+  BH_CHECK(no_mistakes("reason", mistakes));
+  return why.value_or("");
+}
+
 Result<bool> parse_drain_request(const Json& json) {
   std::vector<std::string> mistakes;
   Fields fields(json, "", mistakes);
@@ -267,6 +295,16 @@ Result<bool> parse_drain_request(const Json& json) {
   fields.no_others();
   BH_CHECK(no_mistakes("drain", mistakes));
   return on.value_or(false);
+}
+
+Result<std::chrono::seconds> parse_rest_request(const Json& json) {
+  std::vector<std::string> mistakes;
+  Fields fields(json, "", mistakes);
+  const auto seconds = fields.whole("seconds", 1, static_cast<std::uint64_t>(Rest::longest.count()));
+  if (!fields.has("seconds")) fields.mistake("seconds", "is missing: until it has to be asked for again");
+  fields.no_others();
+  BH_CHECK(no_mistakes("rest", mistakes));
+  return std::chrono::seconds(seconds.value_or(0));
 }
 
 std::optional<WallTime> parse_rfc3339(std::string_view text) {

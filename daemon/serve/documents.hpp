@@ -19,6 +19,8 @@ namespace bulkhead::serve {
 Json document(const lease::Lease& lease);
 Json document(const tenant::Tenant& tenant, const control::Snapshot& now);  // with what it holds
 Json document(const control::User& token);
+Json document(std::int64_t lease, const control::Standing& standing);
+Json document(const control::PoolGpu& gpu);
 Json document(const control::Snapshot& now);  // the host
 Json audit_document(const control::Event& line);
 Json event_document(const control::Event& event);  // of one whose outcome is "done"
@@ -37,6 +39,8 @@ Result<TenantRequest> parse_tenant_request(const Json& json);
 Result<control::AskToken> parse_token_request(const Json& json);
 Result<std::chrono::seconds> parse_renew_request(const Json& json);
 Result<bool> parse_drain_request(const Json& json);
+Result<std::chrono::seconds> parse_rest_request(const Json& json);
+Result<std::string> parse_reason_request(const Json& json);
 
 // "2026-11-22T14:05:09.123Z", "2026-11-22t14:05:09+01:00"; nullopt: no moment.
 std::optional<WallTime> parse_rfc3339(std::string_view text);

@@ -8,46 +8,13 @@
 #include "base/fd.hpp"
 #include "base/text.hpp"
 #include "daemon/serve/app.hpp"
+#include "daemon/serve/metrics_gpus.hpp"
 
 namespace bulkhead::serve {
 
 namespace {
 
 constexpr std::size_t most_tenants = 1000;  // with series of their own
-
-std::string label(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '\\' || c == '"') out += '\\';
-    if (c == '\n')
-      out += "\\n";
-    else
-      out += c;
-  }
-  return out;
-}
-
-class Page {
- public:
-  void family(std::string_view name, std::string_view type, std::string_view help) {
-    name_ = name;
-    out_ += fmt::format("# HELP bulkhead_{} {}\n# TYPE bulkhead_{} {}\n", name, help, name, type);
-  }
-  template <class Number>
-  void value(std::string_view labels, Number number) {
-    out_ += labels.empty() ? fmt::format("bulkhead_{} {}\n", name_, number)
-                           : fmt::format("bulkhead_{}{{{}}} {}\n", name_, labels, number);
-  }
-  template <class Number>
-  void one(std::string_view name, std::string_view type, std::string_view help, Number number) {
-    family(name, type, help);
-    value("", number);
-  }
-  std::string text() && { return std::move(out_); }
-
- private:
-  std::string name_ = {}, out_ = {};
-};
 
 std::size_t open_files() {
   std::size_t count = 0;
@@ -63,6 +30,7 @@ std::size_t open_files() {
 std::string App::metrics_text() const {
   const auto now = control_.now();
   Page page;
+  page.reserve(512U << 10U);
   page.one("batches_total", "counter", "Turns of the control loop.", now->batch);
   page.one("audit_lines_total", "counter", "Lines of the audit log.", now->last_event);
   page.one("draining", "gauge", "1: nothing new is granted, by an operator's word.", now->draining ? 1 : 0);
@@ -147,7 +115,22 @@ std::string App::metrics_text() const {
   if (::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu) == 0)
     page.one("cpu_seconds_total", "counter", "CPU time of the daemon.",
              static_cast<double>(cpu.tv_sec) + static_cast<double>(cpu.tv_nsec) * 1e-9);
-  return std::move(page).text() + tally_.text();
+  if (telemetry_ != nullptr) {
+    const auto seen = telemetry_->seen();
+    gpu_metrics(page, *seen, *now, config_.dcgm_names, monotonic_ns());
+    page.one("sampler_restarts_total", "counter",
+             "How often the process that asks the driver had to be started again.",
+             telemetry_->monitor().restarts());
+    page.one("history_bytes", "gauge", "Memory of the values that are kept.", telemetry_->history_bytes());
+    page.family("telemetry_seconds_total", "counter", "Time that those who live by the second's beat took.");
+    for (const auto& cost : telemetry_->costs())
+      page.value(fmt::format("of=\"{}\"", cost.name), static_cast<double>(cost.nanoseconds) * 1e-9);
+  }
+  if (guardian_ != nullptr) page.append(guardian_->metrics());
+  if (incidents_ != nullptr) page.append(incidents_->metrics(wall_now()));
+  if (healer_ != nullptr) page.append(healer_->metrics());
+  page.append(tally_.text());
+  return std::move(page).text();
 }
 
 }  // namespace bulkhead::serve

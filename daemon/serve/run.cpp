@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <optional>
 #include <thread>
 
 #include <fmt/format.h>
@@ -18,12 +19,18 @@
 #include "base/text.hpp"
 #include "daemon/serve/app.hpp"
 #include "daemon/serve/notify.hpp"
+#include "daemon/serve/telemetry.hpp"
+#include "daemon/serve/tidings.hpp"
+#include "engine/incidents/incidents.hpp"
+#include "engine/meter/meter.hpp"
+#include "engine/protect/protect.hpp"
 
 namespace bulkhead::serve {
 
 namespace {
 
 constexpr std::chrono::milliseconds turn_period{250};
+constexpr unsigned let_go_ms = 5'000;  // then who hangs in the driver is killed
 
 // A signal is a byte for the thread that may do what a handler may not. Children that the engine forks have
 // the handler but not the word: the process is compared.
@@ -173,10 +180,95 @@ Status run(const Config& config, const control::Settings& given) {
            app->handle(std::move(request), std::move(reply));
          }));
   notify("STATUS=reading the book and the host");
+  std::unique_ptr<monitor::Monitor> monitor;
+  std::unique_ptr<incidents::Watcher> watcher;
+  std::atomic<incidents::Watcher*> ears{nullptr};
+  if (config.telemetry) {
+    monitor = std::make_unique<monitor::Monitor>(
+        sample::Settings{.library = settings.access.nvml_library,
+                         .tick_ms = static_cast<unsigned>(config.sample_every.count()),
+                         .root = settings.access.root.string()});
+    settings.let_go = [&monitor, &ears](bool away) {
+      incidents::Watcher* const listener = ears;
+      if (away) {
+        const bool deaf = listener == nullptr || listener->rest(let_go_ms);
+        return monitor->rest(let_go_ms) && deaf;
+      }
+      monitor->resume();
+      if (listener != nullptr) listener->resume();
+      return true;
+    };
+  }
   BH_TRY(auto control, control::Control::start(settings));
-  app = std::make_unique<App>(config, *control, settings.state, log);
+  std::unique_ptr<Telemetry> telemetry;
+  if (monitor) telemetry = std::make_unique<Telemetry>(*monitor, *control, log);
+  app = std::make_unique<App>(config, *control, settings.state, log, telemetry.get());
   app->serves(*server);
+  std::unique_ptr<Rest> rest;
+  if (monitor) {
+    rest = std::make_unique<Rest>(settings.let_go, *control, log);
+    app->rests(rest.get());
+  }
   BH_CHECK(write_first_token(*control, settings.state, log));
+  // After telemetry in the file, before it in the end: a beat must find it.
+  std::unique_ptr<protect::Guardian> guardian;
+  if (telemetry) {
+    guardian = std::make_unique<protect::Guardian>(
+        *control, protect::Guardian::Settings{
+                      .access = settings.access, .state = settings.state, .node_file = settings.node_file});
+    telemetry->add("protection", [&guardian](const auto& gpus, const auto& leases, WallTime wall,
+                                             std::uint64_t now) { guardian->step(gpus, leases, wall, now); });
+    app->guards(guardian.get());
+  }
+  std::unique_ptr<meter::Meter> meter;
+  if (telemetry) {
+    auto opened = meter::Meter::open(settings.state, {.root = settings.access.root});
+    if (!opened.ok()) {  // tenants are served all the same
+      log.say(Log::Level::error, fmt::format("usage nothing is counted: {}", opened.error().message()));
+    } else {
+      meter = std::move(opened).value();
+      telemetry->add("usage", [&meter, &log, root = settings.access.root](
+                                  const auto& gpus, const auto& leases, WallTime wall, std::uint64_t now) {
+        const auto done = meter->step(gpus, leases, wall, now, meter::shares_now(root, leases));
+        if (!done.ok())
+          log.say(Log::Level::error, fmt::format("usage {}", value(done.error().message(), 1000)));
+      });
+    }
+  }
+  // What the kernel and the driver tell of, and what is done about it.
+  incidents::Owners owners;
+  std::unique_ptr<heal::Healer> healer;
+  std::optional<Tidings> tidings;
+  if (telemetry) {
+    watcher = std::make_unique<incidents::Watcher>(incidents::Watcher::Settings{
+        .root = settings.access.root,
+        .state = settings.state,
+        .nvml_library = settings.access.nvml_library,
+        .name = [&owners, &control](diagnose::Evidence& one) { owners.name(one, *control->now()); }});
+    ears = watcher.get();
+    healer = std::make_unique<heal::Healer>(
+        *control,
+        heal::Healer::Place{.access = settings.access,
+                            .state = settings.state,
+                            .node_file = settings.node_file,
+                            .let_go = settings.let_go,
+                            .grace_ms = static_cast<unsigned>(settings.grace.count())},
+        [&watcher, &log](const std::string& incident, const std::string& why) {
+          (void)watcher->close(incident, why, wall_now());
+          log.say(Log::Level::notice,
+                  fmt::format("healed incident={} {}", value(incident, 100), value(why, 500)));
+        });
+    tidings.emplace(*control);
+    telemetry->add("healing", [&](const auto& gpus, const auto& leases, WallTime wall, std::uint64_t now) {
+      owners.look(settings.access.root, leases, now);
+      const auto open = watcher->open(wall);
+      tidings->step(*open, leases);
+      healer->step(*open, gpus, leases, wall);
+    });
+    app->hears(watcher.get());
+    app->heals(healer.get());
+  }
+  if (telemetry) telemetry->begin();
 
   const auto dog = watchdog();
   std::uint64_t fed = 0;
@@ -189,6 +281,8 @@ Status run(const Config& config, const control::Settings& given) {
         log.say(Log::Level::notice, "reload certificates: read again");
       else
         log.say(Log::Level::error, fmt::format("reload {}: the old ones stay", done.error().message()));
+      if (guardian) guardian->reload();
+      if (healer) healer->reload();
       if (!settings.node_file.empty())
         control->reload({.user = "bulkhead", .role = access::Role::admin, .from = "SIGHUP"},
                         [&log](const control::Answer<bool>& answer) {
@@ -204,7 +298,8 @@ Status run(const Config& config, const control::Settings& given) {
         if (!text.ok()) {
           log.say(Log::Level::error, fmt::format("reload {}: as it was", text.error().message()));
         } else if (const auto* mistakes = std::get_if<std::vector<Mistake>>(&parsed)) {
-          for (const auto line : split_lines(render(*mistakes, config.file.string())))
+          const std::string told = render(*mistakes, config.file.string());
+          for (const auto line : split_lines(told))
             log.say(Log::Level::error, fmt::format("reload {}", line));
         } else {
           app->reload(std::get<Config>(parsed));
@@ -248,6 +343,15 @@ Status run(const Config& config, const control::Settings& given) {
   // Who still waits is answered by the app, the loop finishes its batch, and the server goes last: late
   // answers have somewhere to fall.
   app->end();
+  if (rest) rest->end();  // whoever waits for its turn in the driver gets it before the loop ends
+  if (telemetry) telemetry->end();
+  app->heals(nullptr);
+  app->hears(nullptr);
+  healer.reset();
+  if (watcher) watcher->end();
+  meter.reset();
+  app->guards(nullptr);
+  guardian.reset();
   control.reset();
   app.reset();
   log.say(Log::Level::notice, "end done");

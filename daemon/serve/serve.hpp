@@ -45,15 +45,19 @@ struct Config {
   std::chrono::milliseconds answer_time{30'000};  // then a request that waits for the loop is told so
   std::chrono::milliseconds grace{10'000};        // of a drain on SIGTERM
   bool access_log = true;                         // a line a request, at most a hundred a second
-  std::filesystem::path file = {};                // where it was read from, for SIGHUP; no key of the file
+  bool telemetry = true;                          // the GPUs are sampled, by a process of its own
+  std::chrono::milliseconds sample_every{100};    // power and temperature; what is dearer is asked less often
+  bool dcgm_names = false;          // /metrics has the names that dashboards for dcgm-exporter expect, too
+  std::filesystem::path file = {};  // where it was read from, for SIGHUP; no key of the file
 };
 std::variant<Config, std::vector<Mistake>> parse(std::string_view yaml);
 // "127.0.0.1:8443", "[::]:443", ":8443" (every address).
 Result<std::pair<std::string, std::uint16_t>> parse_listen(std::string_view text);
 
-// Serves until SIGTERM or SIGINT (graceful). SIGHUP reads the certificates and the node file again, and of config.file what
-// can change while it runs: local, requests_per_second, streams, access_log. Takes sockets of systemd
-// (LISTEN_FDS) and tells it how it is (NOTIFY_SOCKET, WATCHDOG_USEC). An Error: it could not begin.
+// Serves until SIGTERM or SIGINT (graceful). SIGHUP reads the certificates and the node file again, and of
+// config.file what can change while it runs: local, requests_per_second, streams, access_log. Takes sockets
+// of systemd (LISTEN_FDS) and tells it how it is (NOTIFY_SOCKET, WATCHDOG_USEC). An Error: it could not
+// begin.
 Status run(const Config& config, const control::Settings& control);
 
 }  // namespace bulkhead::serve

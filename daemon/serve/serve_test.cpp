@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "api/v1/v1.hpp"
 #include "daemon/serve/bucket.hpp"
 #include "daemon/serve/documents.hpp"
 #include "daemon/serve/hub.hpp"
@@ -34,7 +35,7 @@ TEST(ServeConfig, every_key_is_read) {
       "operator}\n"
       "requests_per_second: 7\nstreams: 3\nconnections: 99\nconnections_of_one: 9\nbody: 2MiB\nanswer_time: "
       "5s\n"
-      "grace: 1m\naccess_log: false\n");
+      "grace: 1m\naccess_log: false\ntelemetry: off\nsample_every: 200ms\ndcgm_names: true\n");
   ASSERT_TRUE(std::holds_alternative<Config>(parsed)) << render(std::get<1>(parsed), "x");
   const auto& config = std::get<Config>(parsed);
   EXPECT_EQ(config.listen, "[::1]:8443");
@@ -44,6 +45,9 @@ TEST(ServeConfig, every_key_is_read) {
   EXPECT_EQ(config.connections_of_one, 9U);
   EXPECT_EQ(config.grace, std::chrono::minutes(1));
   EXPECT_FALSE(config.access_log);
+  EXPECT_FALSE(config.telemetry);
+  EXPECT_EQ(config.sample_every, std::chrono::milliseconds(200));
+  EXPECT_TRUE(config.dcgm_names);
 }
 
 TEST(ServeConfig, every_mistake_is_named_at_once_with_its_place_and_a_way_out) {
@@ -121,6 +125,36 @@ TEST(ServeRequests, every_mistake_of_a_lease_request_is_in_one_answer) {
   ASSERT_FALSE(parsed.ok());
   for (const auto* word : {"class", "tenant", "deadline", "ttlSeconds", "colour"})
     EXPECT_THAT(parsed.error().message(), HasSubstr(word));
+}
+
+TEST(ServeRequests, the_bounds_of_a_lease_in_the_document_are_those_that_hold) {
+  const auto said = [](const std::string& key, const std::string& edge) {
+    return api::v1::openapi()["components"]["schemas"]["LeaseRequest"]["properties"][key][edge]
+        .get<std::int64_t>();
+  };
+  EXPECT_EQ(said("memory", "minimum"), static_cast<std::int64_t>(lease::smallest_share.count));
+  const Json good{{"class", "share"}, {"memory", said("memory", "minimum")}};
+  ASSERT_TRUE(parse_lease_request(good).ok());
+  for (const std::string key : {"memory", "weight", "count", "ttlSeconds", "priority"}) {
+    for (const auto& [edge, beyond] : {std::pair{"minimum", -1}, std::pair{"maximum", 1}}) {
+      Json ask = good;
+      ask[key] = said(key, edge);
+      EXPECT_TRUE(parse_lease_request(ask).ok()) << key << ' ' << edge;
+      ask[key] = said(key, edge) + beyond;
+      const auto no = parse_lease_request(ask);
+      ASSERT_FALSE(no.ok()) << key << ' ' << edge;
+      EXPECT_THAT(no.error().message(), HasSubstr(key + ": "));
+    }
+  }
+}
+
+TEST(ServeRequests, a_deadline_is_a_moment_of_years_of_four_digits) {
+  for (const auto* bad : {"1969-12-31T23:59:59Z", "9999-12-31T23:59:59-01:00", "10000-01-01T00:00:00Z"}) {
+    const auto no = parse_lease_request(Json{{"class", "exclusive"}, {"deadline", bad}});
+    ASSERT_FALSE(no.ok()) << bad;
+    EXPECT_THAT(no.error().message(), HasSubstr("deadline: "));
+  }
+  EXPECT_TRUE(parse_lease_request(Json{{"class", "exclusive"}, {"deadline", "9999-12-31T23:59:59Z"}}).ok());
 }
 
 }  // namespace

@@ -120,6 +120,9 @@ constexpr const char* get_last_line = "SELECT coalesce(max(id), 0) FROM audit";
 constexpr const char* get_lines =
     "SELECT id, at_ms, user, role, tenant, origin, verb, what, outcome, detail, hash FROM audit "
     "WHERE id > ? ORDER BY id LIMIT ?";
+constexpr const char* get_lines_back =
+    "SELECT id, at_ms, user, role, tenant, origin, verb, what, outcome, detail, hash FROM audit "
+    "WHERE id < ? ORDER BY id DESC LIMIT ?";
 constexpr const char* drop_keys =
     "DELETE FROM keys WHERE rowid IN (SELECT rowid FROM keys WHERE at_ms < ? ORDER BY at_ms LIMIT ?)";
 
@@ -371,6 +374,7 @@ struct Book::Database {
 
   Status write(Batch& batch);
   Status write_audit(std::vector<Audit>& lines);
+  Result<std::vector<Audit>> lines(const char* page, std::int64_t from, std::size_t most);
   Result<std::int64_t> walk();
 };
 
@@ -391,6 +395,20 @@ Result<std::unique_ptr<Book>> Book::open(const fs::path& directory, Access acces
   sqlite3_limit(handle, SQLITE_LIMIT_LENGTH, row_bytes);
   sqlite3_wal_autocheckpoint(handle, checkpoint_pages);
   return book;
+}
+
+Result<std::vector<Audit>> Book::Database::lines(const char* page, std::int64_t from, std::size_t most) {
+  Use use(*this, page);
+  use->bind(from).bind(static_cast<std::int64_t>(std::min(most, page_rows)));
+  std::vector<Audit> all;
+  int code = 0;
+  while ((code = use.step()) == SQLITE_ROW) {
+    BH_TRY(Audit one, line(*use));
+    BH_TRY(one.detail, json(use->text(9), fmt::format("audit line {}", one.id)));
+    all.push_back(std::move(one));
+  }
+  if (code != SQLITE_DONE) return sql->error("read the audit log", code);
+  return all;
 }
 
 Status Book::Database::write_audit(std::vector<Audit>& lines) {
@@ -554,17 +572,10 @@ Result<std::int64_t> Book::last_lease_id() { return database_->last(get_last_lea
 Result<std::int64_t> Book::last_audit_id() { return database_->last(get_last_line); }
 
 Result<std::vector<Audit>> Book::audit_after(std::int64_t id, std::size_t most) {
-  Database::Use use(*database_, get_lines);
-  use->bind(id).bind(static_cast<std::int64_t>(std::min(most, page_rows)));
-  std::vector<Audit> all;
-  int code = 0;
-  while ((code = use.step()) == SQLITE_ROW) {
-    BH_TRY(Audit line, database_->line(*use));
-    BH_TRY(line.detail, database_->json(use->text(9), fmt::format("audit line {}", line.id)));
-    all.push_back(std::move(line));
-  }
-  if (code != SQLITE_DONE) return database_->sql->error("read the audit log", code);
-  return all;
+  return database_->lines(get_lines, id, most);
+}
+Result<std::vector<Audit>> Book::audit_before(std::int64_t id, std::size_t most) {
+  return database_->lines(get_lines_back, id, most);
 }
 
 Status Book::forget_keys(WallTime before) {

@@ -140,7 +140,8 @@ class Book {
   Result<std::optional<Key>> key(const std::string& user, const std::string& key);
   Result<Json> setting(const std::string& name);  // null: not there
   Result<std::int64_t> last_lease_id();
-  Result<std::vector<Audit>> audit_after(std::int64_t id, std::size_t most);
+  Result<std::vector<Audit>> audit_after(std::int64_t id, std::size_t most);   // oldest first
+  Result<std::vector<Audit>> audit_before(std::int64_t id, std::size_t most);  // newest first
   Result<std::int64_t> last_audit_id();
   // Drops keys older than `before`, and brings the WAL into the file, so that a commit need not: to be called
   // when there is little to do. Audit lines are never dropped.

@@ -4,7 +4,6 @@
 // at most 3 times the bare transaction's; at least 2,000 records a second with 64 a batch.
 //
 //     bench_book [directory on the disk to measure, default: the current one] [rounds, default 2000]
-#include <sqlite3.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,11 +15,14 @@
 #include <fmt/format.h>
 
 #include "base/clock.hpp"
+#include "bench/bare.hpp"
 #include "edge/book/book.hpp"
 
 namespace {
 
 using namespace bulkhead;
+using bench::Bare;
+using bench::Times;
 namespace fs = std::filesystem;
 
 // A lease as the daemon writes it, about 900 bytes.
@@ -79,53 +81,6 @@ book::Batch a_batch(std::int64_t first, int leases, const char* state, const cha
   }
   return batch;
 }
-
-// The floor: one row, one transaction, one fsync.
-class Bare {
- public:
-  explicit Bare(const fs::path& file) {
-    if (sqlite3_open(file.c_str(), &db_) != SQLITE_OK ||
-        sqlite3_exec(db_,
-                     "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4096;"
-                     "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT",
-                     nullptr, nullptr, nullptr) != SQLITE_OK ||
-        sqlite3_prepare_v2(db_, "INSERT INTO t (body) VALUES (?)", -1, &insert_, nullptr) != SQLITE_OK) {
-      std::fprintf(stderr, "%s: %s\n", file.c_str(), sqlite3_errmsg(db_));
-      std::exit(2);
-    }
-  }
-  ~Bare() {
-    sqlite3_finalize(insert_);
-    sqlite3_close(db_);
-  }
-  Bare(const Bare&) = delete;
-  Bare& operator=(const Bare&) = delete;
-  void put(const std::string& body) {
-    sqlite3_bind_text(insert_, 1, body.data(), static_cast<int>(body.size()), SQLITE_STATIC);
-    if (sqlite3_step(insert_) != SQLITE_DONE) {
-      std::fprintf(stderr, "bare: %s\n", sqlite3_errmsg(db_));
-      std::exit(2);
-    }
-    sqlite3_reset(insert_);
-  }
-
- private:
-  sqlite3* db_ = nullptr;
-  sqlite3_stmt* insert_ = nullptr;
-};
-
-struct Times {
-  std::vector<double> us = {};
-  double at(double part) {
-    std::sort(us.begin(), us.end());
-    return us[std::min(us.size() - 1, static_cast<std::size_t>(part * static_cast<double>(us.size())))];
-  }
-  double sum() const {
-    double all = 0;
-    for (const double one : us) all += one;
-    return all;
-  }
-};
 
 template <class F>
 void timed(Times& times, F&& work) {

@@ -202,6 +202,13 @@ TEST_F(BookTest, PagesOfLeasesGoDownAndPagesOfTheLogGoUp) {
   ASSERT_EQ(lines.size(), 2U);
   EXPECT_EQ(lines.back().id, 7);
   EXPECT_TRUE(book->audit_after(7, std::numeric_limits<std::size_t>::max()).value().empty());
+  lines = book->audit_before(std::numeric_limits<std::int64_t>::max(), 5).value();
+  ASSERT_EQ(lines.size(), 5U);
+  EXPECT_EQ(lines.front().id, 7);
+  lines = book->audit_before(lines.back().id, 5).value();
+  ASSERT_EQ(lines.size(), 2U);
+  EXPECT_EQ(lines.back().id, 1);
+  EXPECT_TRUE(book->audit_before(1, std::numeric_limits<std::size_t>::max()).value().empty());
 }
 
 TEST_F(BookTest, KeysOlderThanAMomentAreForgottenHoweverManyThereAre) {

@@ -11,7 +11,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <compare>
 #include <csignal>
+#include <map>
 #include <optional>
 #include <set>
 
@@ -40,10 +42,12 @@ Result<Identity> parse_stat(std::string_view text, int pid) {
   if (open == std::string_view::npos || close == std::string_view::npos || close < open) return bad();
   const auto fields = split(trim(text.substr(close + 1)), ' ');  // field 3 is fields[0]
   if (fields.size() < 20) return bad();
-  const auto start = parse_u64(fields[19]);
-  if (!start) return bad();
-  return Identity{
-      .pid = pid, .start_time = *start, .name = printable(text.substr(open + 1, close - open - 1), 64)};
+  const auto start = parse_u64(fields[19]), parent = parse_u64(fields[1]);
+  if (!start || !parent || *parent > INT32_MAX) return bad();
+  return Identity{.pid = pid,
+                  .start_time = *start,
+                  .parent = static_cast<int>(*parent),
+                  .name = printable(text.substr(open + 1, close - open - 1), 64)};
 }
 
 Result<Identity> stat_of(const fs::path& root, int pid) {
@@ -213,22 +217,25 @@ Result<WallTime> started(const Identity& who) {
 namespace {
 
 constexpr std::size_t most_mappings_bytes = 64U << 20U;
+constexpr int look_rounds = 6;                  // for what came up while it was looked
+constexpr int same_rounds = 4;                  // for one number that goes from process to process
+constexpr unsigned kernel_thread = 0x00200000;  // PF_KTHREAD, include/linux/sched.h
+constexpr int kernel_threads_parent = 2;        // kthreadd
 
 // What two descriptors of one file have in common.
 struct Key {
   bool device = false;
   dev_t first = 0;
   ino_t second = 0;
-  friend bool operator==(const Key&, const Key&) = default;
+  friend auto operator<=>(const Key&, const Key&) = default;
 };
 Key key_of(const struct stat& info) {
   if (S_ISCHR(info.st_mode)) return {true, info.st_rdev, 0};
   return {false, info.st_dev, info.st_ino};
 }
 
-std::vector<int> numbers_in(const fs::path& directory) {
+std::vector<int> numbers_in(DIR* open) {
   std::vector<int> out;
-  DIR* open = ::opendir(directory.c_str());
   if (open == nullptr) return out;
   while (const dirent* entry = ::readdir(open)) {
     if (const auto number = parse_u64(entry->d_name); number && *number <= 0x7fffffff)
@@ -237,36 +244,36 @@ std::vector<int> numbers_in(const fs::path& directory) {
   ::closedir(open);
   return out;
 }
+std::vector<int> numbers_in(const std::string& directory) { return numbers_in(::opendir(directory.c_str())); }
+
+bool refused(int error) { return error == EACCES || error == EPERM; }
 
 class Search {
  public:
   explicit Search(std::span<const fs::path> files) {
-    for (const auto& file : files) {
+    for (std::size_t i = 0; i < files.size(); ++i) {
       struct stat info {};
-      keys_.push_back(::stat(file.c_str(), &info) == 0 ? std::optional(key_of(info)) : std::nullopt);
+      if (::stat(files[i].c_str(), &info) == 0) keys_[key_of(info)].push_back(i);
     }
   }
-  bool hopeless() const {
-    return std::none_of(keys_.begin(), keys_.end(), [](const auto& key) { return key.has_value(); });
-  }
+  bool hopeless() const { return keys_.empty(); }
 
-  // Errc::permission: this process may not be looked into.
-  Result<std::vector<std::size_t>> of(int pid) const {
+  // Errc::permission: this process may not be looked into. The threads are put into `looked`.
+  Result<std::vector<std::size_t>> of(int pid, std::set<int>& looked) const {
     std::set<std::size_t> found;
-    const fs::path at = fmt::format("/proc/{}", pid);
+    const std::string at = fmt::format("/proc/{}", pid);
     std::vector<int> tables;  // threads, one for each table of descriptors
-    for (const int thread : numbers_in(at / "task")) {
+    for (const int thread : numbers_in(at + "/task")) {
+      looked.insert(thread);
       // kcmp(2): 0 says that both use one table. Where it is not to be had, every thread is looked at.
       if (!tables.empty() && ::syscall(SYS_kcmp, tables.front(), thread, KCMP_FILES, 0UL, 0UL) == 0) continue;
       tables.push_back(thread);
-      const fs::path fds = at / "task" / std::to_string(thread) / "fd";
-      const UniqueFd directory(::open(fds.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-      if (!directory && (errno == EACCES || errno == EPERM)) return denied(pid);
-      if (!directory) continue;
-      for (const int fd : numbers_in(fds)) {
-        struct stat info {};
-        if (::fstatat(directory.get(), std::to_string(fd).c_str(), &info, 0) == 0) match(info, found);
-      }
+      DIR* directory = ::opendir(fmt::format("{}/task/{}/fd", at, thread).c_str());
+      if (directory == nullptr && refused(errno)) return denied(pid);
+      if (directory == nullptr) continue;
+      const bool seen = descriptors(directory, found);
+      ::closedir(directory);
+      if (!seen) return denied(pid);
     }
     if (!mappings(at, found)) return denied(pid);
     return std::vector<std::size_t>(found.begin(), found.end());
@@ -278,20 +285,35 @@ class Search {
                  "it takes root, with CAP_SYS_PTRACE and CAP_SYS_ADMIN");
   }
   void match(const struct stat& info, std::set<std::size_t>& found) const {
-    const Key key = key_of(info);
-    for (std::size_t i = 0; i < keys_.size(); ++i) {
-      if (keys_[i] == key) found.insert(i);
+    const auto its = keys_.find(key_of(info));
+    if (its != keys_.end()) found.insert(its->second.begin(), its->second.end());
+  }
+  // False: they may be counted, and not looked at.
+  bool descriptors(DIR* directory, std::set<std::size_t>& found) const {
+    while (const dirent* entry = ::readdir(directory)) {
+      if (entry->d_name[0] == '.') continue;
+      struct stat info {};
+      if (::fstatat(::dirfd(directory), entry->d_name, &info, 0) == 0)
+        match(info, found);
+      else if (refused(errno))
+        return false;
     }
+    return true;
   }
   // "7f..-7f.. rw-s 00000000 00:05 1234 /dev/nvidia0": only shared mappings of files, each file once.
   // False: some may not be looked at.
-  bool mappings(const fs::path& at, std::set<std::size_t>& found) const {
-    const auto text = read_file(at / "maps", most_mappings_bytes);
-    if (!text.ok()) return text.error().native() != EACCES && text.error().native() != EPERM;
+  bool mappings(const std::string& at, std::set<std::size_t>& found) const {
+    const auto text = read_file(at + "/maps", most_mappings_bytes);
+    if (!text.ok()) return !refused(text.error().native());
     std::set<std::string_view> seen;
-    for (const auto line : split_lines(*text)) {
+    for (std::string_view rest = *text; !rest.empty();) {
+      const auto end = rest.find('\n');
+      const auto line = rest.substr(0, end);
+      rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
+      const auto rights = line.find(' ') + 1;  // of most lines this is all that is read
+      if (rights == 0 || rights + 4 >= line.size() || line[rights + 3] != 's') continue;
       const auto words = split(line, ' ');
-      if (words.size() < 5 || words[1].size() != 4 || words[1][3] != 's' || words[4] == "0") continue;
+      if (words.size() < 5 || words[4] == "0") continue;
       const auto file = line.substr(static_cast<std::size_t>(words[3].data() - line.data()),
                                     words[3].size() + 1 + words[4].size());
       if (!seen.insert(file).second) continue;
@@ -300,7 +322,7 @@ class Search {
       const auto ends = split(words[0], '-');
       const auto low = parse_u64(ends.front(), 16), high = parse_u64(ends.back(), 16);
       if (!low || !high) continue;
-      if (::stat((at / "map_files" / fmt::format("{:x}-{:x}", *low, *high)).c_str(), &info) == 0)
+      if (::stat(fmt::format("{}/map_files/{:x}-{:x}", at, *low, *high).c_str(), &info) == 0)
         match(info, found);
       else if (errno == EPERM || errno == EACCES)
         return false;
@@ -308,8 +330,33 @@ class Search {
     return true;
   }
 
-  std::vector<std::optional<Key>> keys_;
+  std::map<Key, std::vector<std::size_t>> keys_;
 };
+
+// The kernel's own threads have no program: on a large machine they are most of what /proc lists.
+bool of_the_kernel(int pid) {
+  char text[1024];
+  const UniqueFd fd(::open(fmt::format("/proc/{}/stat", pid).c_str(), O_RDONLY | O_CLOEXEC));
+  const ssize_t got = fd ? ::read(fd.get(), text, sizeof text) : -1;
+  if (got <= 0) return false;
+  const std::string_view all(text, static_cast<std::size_t>(got));
+  const auto close = all.rfind(')');
+  if (close == std::string_view::npos) return false;
+  const auto fields = split(trim(all.substr(close + 1)), ' ');  // field 3 is fields[0]
+  if (fields.size() < 7) return false;
+  const auto parent = parse_u64(fields[1]), flags = parse_u64(fields[6]);
+  return parent && flags && (*flags & kernel_thread) != 0 &&
+         (*parent == kernel_threads_parent || pid == kernel_threads_parent);
+}
+
+// The number that the last process or thread got: while it stays, none has come up.
+std::optional<std::string> last_born() {
+  const auto text = read_file("/proc/loadavg", 4096);
+  if (!text.ok()) return std::nullopt;
+  const auto words = split(trim(*text), ' ');
+  if (words.size() != 5) return std::nullopt;
+  return std::string(words[4]);
+}
 
 // The owner of /proc/PID would be root for every process that has made itself undumpable. Of the real and the
 // effective user the one that is not root.
@@ -333,33 +380,65 @@ bool same_file(const fs::path& a, const fs::path& b) {
          one.st_ino == two.st_ino;
 }
 
-}  // namespace
-
-Result<std::vector<Opener>> openers(std::span<const fs::path> files) {
-  std::vector<Opener> out;
-  const Search search(files);
-  if (search.hopeless()) return out;
-  const auto pids = numbers_in("/proc");
-  if (pids.empty()) return Error(Errc::io, "/proc lists no process");
-  for (const int pid : pids) {
-    if (pid == ::getpid()) continue;
-    // The start time before and after: what was found belongs to one process.
-    const auto before = stat_of("/", pid);
-    if (!before.ok()) continue;
-    auto looked = search.of(pid);
-    // In a container pid 1 may belong to those outside of it, who may look into us and not the other way
-    // round. It was here before all others: it is the machine's, nobody's program.
-    if (!looked.ok() && pid == 1) continue;
-    BH_TRY(auto found, std::move(looked));
-    if (found.empty()) continue;
+// Nobody: none of the files. What was found belongs to the process that is named: its start time is the same
+// before and after.
+Result<std::optional<Opener>> search_one(const Search& search, int pid, std::set<int>& looked) {
+  BH_TRY(auto found, search.of(pid, looked));
+  for (int tries = 0; !found.empty() && tries < same_rounds; ++tries) {
     auto who = look("/", pid);
-    if (!who.ok() || who->start_time != before->start_time) continue;
-    Opener opener{.who = std::move(*who), .files = std::move(found)};
+    BH_TRY(found, search.of(pid, looked));
+    if (!who.ok() || found.empty()) continue;
+    Opener opener{.who = std::move(*who), .files = found};
     const fs::path at = fmt::format("/proc/{}", pid);
     opener.uid = user_of(at);
     opener.here = same_file(at / "ns/pid", "/proc/self/ns/pid");
     opener.same_program = same_file(at / "exe", "/proc/self/exe");
-    out.push_back(std::move(opener));
+    const auto now = stat_of("/", pid);
+    if (now.ok() && now->start_time == opener.who.start_time) return std::optional(std::move(opener));
+  }
+  return std::optional<Opener>();
+}
+
+}  // namespace
+
+Result<Openers> openers(std::span<const fs::path> files) {
+  Openers out;
+  const Search search(files);
+  if (search.hopeless()) {
+    out.all = true;
+    return out;
+  }
+  std::set<int> looked;  // threads; a number does not come again before all others were had
+  std::map<int, std::size_t> named;
+  const int self = ::getpid();
+  for (int round = 0; round < look_rounds && !out.all; ++round) {
+    const auto born = last_born();
+    const auto pids = numbers_in("/proc");
+    if (pids.empty()) return Error(Errc::io, "/proc lists no process");
+    for (const int pid : pids) {
+      if (pid == self) continue;
+      if (round > 0) {
+        const auto threads = numbers_in(fmt::format("/proc/{}/task", pid));
+        if (std::all_of(threads.begin(), threads.end(), [&](int one) { return looked.contains(one); }))
+          continue;
+      } else if (of_the_kernel(pid)) {
+        looked.insert(pid);
+        continue;
+      }
+      auto opener = search_one(search, pid, looked);
+      // In a container pid 1 may belong to those outside of it, who may look into us and not the other way
+      // round. It was here before all others: it is the machine's, nobody's program.
+      if (!opener.ok() && pid == 1) continue;
+      BH_TRY(auto found, std::move(opener));
+      if (!found) continue;
+      const auto [at, first] = named.emplace(pid, out.who.size());
+      if (first)
+        out.who.push_back(std::move(*found));
+      else
+        out.who[at->second] = std::move(*found);
+    }
+    // All that there was when the list was made has been looked into; and has nothing come up since?
+    out.all = born && last_born() == born;
   }
   return out;
 }

@@ -17,6 +17,7 @@ namespace bulkhead::process {
 struct Identity {
   int pid = 0;
   std::uint64_t start_time = 0;  // clock ticks since boot, field 22 of /proc/PID/stat
+  int parent = 0;                // field 4
   std::string name = {};         // comm, made printable
   std::string cgroup = {};       // v2 path; empty when the host has none
 };
@@ -45,9 +46,16 @@ struct Opener {
 // Every process of this machine that has one of `files` open, through any thread (each may have a table of
 // its own), or mapped: a mapping outlives its closed descriptor. A device node counts by its device number,
 // so a container's own node is seen; another file by its inode. Files that are not there are nobody's. Not
-// seen: a descriptor under way in a Unix socket. The caller itself is left out. Errc::permission: some
-// process may not be looked into (it takes CAP_SYS_PTRACE, and CAP_SYS_ADMIN for mappings).
-Result<std::vector<Opener>> openers(std::span<const std::filesystem::path> files);
+// seen: a descriptor under way in a Unix socket. The caller itself is left out, and kernel threads are.
+// Errc::permission: some process may not be looked into (it takes CAP_SYS_PTRACE, and CAP_SYS_ADMIN for
+// mappings).
+struct Openers {
+  std::vector<Opener> who = {};
+  // Every process and thread there was at one moment has been looked into. False: they came up faster than
+  // they could be, and one that hands a descriptor on to child after child may have slipped through.
+  bool all = false;
+};
+Result<Openers> openers(std::span<const std::filesystem::path> files);
 
 // Stops them (SIGSTOP), so that they make no more of themselves; those that have ended meanwhile are fine.
 void freeze(std::span<const inventory::Holder> holders);

@@ -1,15 +1,21 @@
 #include "edge/process/process.hpp"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <new>
+
+#include "base/clock.hpp"
 
 namespace bulkhead::process {
 namespace {
@@ -154,6 +160,90 @@ TEST(ProcessTest, OfManyAtOnceOnlyThoseMeantAreEnded) {
   EXPECT_EQ(WTERMSIG(polite.reap()), SIGTERM);
   EXPECT_EQ(WTERMSIG(stubborn.reap()), SIGKILL);
   EXPECT_EQ(::kill(reused.pid(), 0), 0);
+}
+
+// ---- who has a file open
+class Hopping {  // hands a descriptor on to child after child, each of which lives for a moment
+ public:
+  explicit Hopping(const fs::path& file) {
+    void* page = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    over_ = new (page) std::atomic<int>(0);
+    first_ = ::fork();
+    if (first_ != 0) return;
+    const int fd = ::open(file.c_str(), O_RDONLY);
+    const std::uint64_t until = monotonic_ns() + 20'000'000'000;
+    while (fd >= 0 && over_->load() != 1 && monotonic_ns() < until) {
+      const pid_t child = ::fork();
+      if (child > 0) ::_exit(0);
+      if (child == 0) ::setpgid(0, 0);
+    }
+    *over_ = 2;
+    ::_exit(0);
+  }
+  ~Hopping() {
+    *over_ = 1;
+    ::waitpid(first_, nullptr, 0);
+    for (int i = 0; i < 2000 && *over_ != 2; ++i) ::usleep(1000);
+  }
+  Hopping(const Hopping&) = delete;
+  Hopping& operator=(const Hopping&) = delete;
+
+ private:
+  std::atomic<int>* over_ = nullptr;
+  pid_t first_ = -1;
+};
+
+class OpenersTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root: it looks into processes of others";
+    std::ofstream(file_) << "x";
+  }
+  void TearDown() override { fs::remove(file_); }
+  const fs::path file_ = fs::temp_directory_path() / ("bulkhead-openers." + std::to_string(::getpid()));
+  const std::vector<fs::path> files_ = {file_.string() + ".none", file_};
+};
+
+TEST_F(OpenersTest, WhoHasItOpenIsNamedWithWhichOfTheFilesAndNobodyElse) {
+  const Child other;
+  const pid_t holder = ::fork();
+  if (holder == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::open(file_.c_str(), O_RDONLY) < 0) ::_exit(1);
+    while (true) ::pause();
+  }
+  std::vector<Opener> who;
+  for (int i = 0; i < 1000 && who.empty(); ++i) {
+    auto found = openers(files_);
+    ASSERT_TRUE(found.ok()) << found.error().message();
+    who = found->who;
+  }
+  ASSERT_EQ(who.size(), 1U);
+  EXPECT_EQ(who[0].who.pid, holder);
+  EXPECT_EQ(who[0].who.start_time, look("/", holder).value().start_time);
+  EXPECT_EQ(who[0].files, std::vector<std::size_t>{1});
+  EXPECT_TRUE(who[0].same_program);
+  ::kill(holder, SIGKILL);
+  ::waitpid(holder, nullptr, 0);
+  EXPECT_TRUE(openers(files_)->who.empty());
+}
+
+TEST_F(OpenersTest, WhoHandsItOnFasterThanAnybodyLooksIsSeenOrTheAnswerSaysThatItMayBeMissing) {
+  const Hopping chain(file_);
+  ::usleep(20'000);
+  for (int i = 0; i < 10; ++i) {
+    const auto found = openers(files_);
+    ASSERT_TRUE(found.ok()) << found.error().message();
+    EXPECT_TRUE(!found->who.empty() || !found->all) << "look " << i;
+  }
+}
+
+TEST_F(OpenersTest, OfFilesThatAreNotThereNobodyIsTheWholeAnswer) {
+  const std::vector<fs::path> none = {file_.string() + ".none"};
+  const auto found = openers(none);
+  ASSERT_TRUE(found.ok());
+  EXPECT_TRUE(found->who.empty());
+  EXPECT_TRUE(found->all);
 }
 
 }  // namespace

@@ -100,6 +100,26 @@ INSERT INTO new_runs SELECT id, verb, state, started_ms, ended_ms, boot_id, pid,
 DROP TABLE runs;
 ALTER TABLE new_runs RENAME TO runs;
 )sql",
+    // Runs of the daemon's own: protection, and whatever comes. The table of verbs is the code's.
+    R"sql(
+CREATE TABLE new_runs (
+  id          INTEGER PRIMARY KEY AUTOINCREMENT,
+  verb        TEXT    NOT NULL CHECK (length(verb) BETWEEN 1 AND 32),
+  state       TEXT    NOT NULL CHECK (state IN ('running', 'done', 'failed', 'interrupted', 'rolled-back')),
+  started_ms  INTEGER NOT NULL,
+  ended_ms    INTEGER,
+  boot_id     TEXT    NOT NULL,
+  pid         INTEGER NOT NULL,
+  node_file   TEXT    NOT NULL,
+  continues   INTEGER REFERENCES runs (id),
+  rolls_back  INTEGER REFERENCES runs (id),
+  message     TEXT    NOT NULL DEFAULT ''
+) STRICT;
+INSERT INTO new_runs SELECT id, verb, state, started_ms, ended_ms, boot_id, pid, node_file, continues, rolls_back, message
+  FROM runs;
+DROP TABLE runs;
+ALTER TABLE new_runs RENAME TO runs;
+)sql",
 };
 
 constexpr std::pair<RunState, std::string_view> run_states[] = {{RunState::running, "running"},

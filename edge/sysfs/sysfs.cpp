@@ -155,6 +155,26 @@ Reading<std::string> short_text(const fs::path& path) {
   return printable(*text, 4096);
 }
 
+// hugepages-2048kB/{nr,free}_hugepages
+void read_hugepages(const fs::path& folder, inventory::NumaNode& node) {
+  const auto names = list_directory(folder);
+  for (const auto& name : names.value_or({})) {
+    constexpr std::string_view before = "hugepages-", after = "kB";
+    if (!name.starts_with(before) || !name.ends_with(after)) continue;
+    const std::string_view digits =
+        std::string_view(name).substr(before.size(), name.size() - before.size() - after.size());
+    const auto kib = parse_u64(digits);
+    if (!kib || *kib == 0 || *kib > (1ULL << 40U)) continue;
+    const Directory pages(folder / name);
+    if (!pages.ok()) continue;
+    const auto total = pages.number("nr_hugepages"), free = pages.number("free_hugepages");
+    if (total.ok() && free.ok())
+      node.hugepages.push_back({.size = Bytes(*kib * 1024), .total = *total, .free = *free});
+  }
+  std::sort(node.hugepages.begin(), node.hugepages.end(),
+            [](const auto& a, const auto& b) { return a.size.count < b.size.count; });
+}
+
 void read_numa(const fs::path& root, inventory::Host& host) {
   const fs::path nodes = root / "sys/devices/system/node";
   const auto names = list_directory(nodes);
@@ -169,6 +189,7 @@ void read_numa(const fs::path& root, inventory::Host& host) {
     if (const auto cpus = node.read("cpulist"); cpus.ok()) entry.cpus = printable(*cpus, 256);
     if (const auto meminfo = node.read("meminfo"); meminfo.ok())
       entry.memory = mem_total(*meminfo).value_or(Bytes(0));
+    read_hugepages(nodes / name / "hugepages", entry);
     host.numa.push_back(std::move(entry));
   }
   std::sort(host.numa.begin(), host.numa.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
@@ -289,14 +310,83 @@ Result<inventory::PciDevice> pci_device(const fs::path& root, const PciAddress& 
 
   if (const auto total = device.number("sriov_totalvfs"); total.ok() && *total <= 0xffff) {
     out.vfs_total = static_cast<unsigned>(*total);
-    if (const auto now = device.number("sriov_numvfs"); now.ok() && *now <= 0xffff) {
-      out.vfs_now = static_cast<unsigned>(*now);
-    } else {
-      out.vfs_now = missing<unsigned>("sriov_numvfs cannot be read");
-    }
+    // Counted by their links: sriov_numvfs waits for the device's lock, and while an unbind of it hangs, so
+    // would we.
+    unsigned now = 0;
+    while (now < *total && device.link(fmt::format("virtfn{}", now).c_str())) ++now;
+    out.vfs_now = now;
   } else {
     out.vfs_total = out.vfs_now = missing<unsigned>("no SR-IOV capability");
   }
+  return out;
+}
+
+inventory::Accelerator accelerator(const fs::path& root, inventory::PciDevice pci) {
+  inventory::Accelerator out;
+  const fs::path path = root / "sys/bus/pci/devices" / pci.address.str();
+  const Directory device(path);
+  out.maker = pci.vendor == vendor_amd     ? "AMD"
+              : pci.vendor == vendor_intel ? "Intel"
+                                           : fmt::format("{:04x}", pci.vendor);
+  const std::string driver = pci.driver.value_or("");
+  const std::string unsaid = driver.empty() ? "no driver is bound" : "its driver does not say";
+  const auto text = [&](const char* name) {
+    const auto said = device.read(name);
+    return said.ok() && !said->empty() ? Reading<std::string>(printable(*said, 128))
+                                       : missing<std::string>(unsaid);
+  };
+  const auto bytes = [&](const char* name) {
+    const auto said = device.number(name);
+    return said.ok() ? Reading<Bytes>(Bytes(*said)) : missing<Bytes>(unsaid);
+  };
+  const auto words = [&](const char* name) {  // "SPX, DPX, QPX, CPX"; "NOT_SUPPORTED" where it cannot
+    std::vector<std::string> all;
+    const auto said = device.read(name);
+    for (const auto word : split(said.ok() ? std::string_view(*said) : std::string_view(), ',')) {
+      const auto trimmed = trim(word);
+      if (!trimmed.empty() && trimmed.size() <= 16 && trimmed != "NOT_SUPPORTED" && all.size() < 16)
+        all.push_back(printable(trimmed, 16));
+    }
+    return all;
+  };
+  out.model = text("product_name");
+  out.memory = bytes("mem_info_vram_total");
+  out.memory_used = bytes("mem_info_vram_used");
+  out.compute_partition = text("current_compute_partition");
+  out.memory_partition = text("current_memory_partition");
+  out.compute_partitions = words("available_compute_partition");
+  out.memory_partitions = words("available_memory_partition");
+  const auto functions = list_directory(path / "sriov_admin");
+  out.shares_set = functions.ok();
+  for (const auto& name : functions.value_or({})) {
+    const auto number = name == "pf"             ? std::optional<std::uint64_t>(0)
+                        : name.starts_with("vf") ? parse_u64(std::string_view(name).substr(2))
+                                                 : std::nullopt;
+    if (!number || *number > 0xffff) continue;
+    const Directory profile(path / "sriov_admin" / name / "profile");
+    if (!profile.ok()) continue;
+    const auto value = [&](const char* key) {
+      const auto said = profile.number(key);
+      return said.ok() ? Reading<std::uint64_t>(*said) : missing<std::uint64_t>(said.error().message());
+    };
+    inventory::VirtualShare share{.number = static_cast<unsigned>(*number),
+                                  .quantum_ms = value("exec_quantum_ms"),
+                                  .preempt_us = value("preempt_timeout_us")};
+    share.priority = missing<std::string>("this kernel does not say");
+    share.memory = missing<Bytes>("this kernel does not say");
+    if (const auto said = profile.read("sched_priority"); said.ok()) {
+      // "low [normal] high": the one in brackets is in force.
+      const auto open = said->find('['), close = said->find(']');
+      share.priority = open != std::string::npos && close != std::string::npos && open < close
+                           ? printable(said->substr(open + 1, close - open - 1), 32)
+                           : printable(*said, 32);
+    }
+    if (const auto quota = profile.number("vram_quota"); quota.ok()) share.memory = Bytes(*quota);
+    out.shares.push_back(std::move(share));
+  }
+  std::sort(out.shares.begin(), out.shares.end(),
+            [](const auto& a, const auto& b) { return a.number < b.number; });
+  out.pci = std::move(pci);
   return out;
 }
 

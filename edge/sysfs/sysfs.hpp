@@ -18,7 +18,7 @@
 
 namespace bulkhead::sysfs {
 
-inline constexpr std::uint16_t vendor_nvidia = 0x10de;
+inline constexpr std::uint16_t vendor_nvidia = 0x10de, vendor_amd = 0x1002, vendor_intel = 0x8086;
 
 // The first lines of a PCI function: enough to decide whether to read the rest.
 struct PciHead {
@@ -42,6 +42,9 @@ enum class PciDetail {
 // One function.
 Result<inventory::PciDevice> pci_device(const std::filesystem::path& root, const PciAddress& address,
                                         PciDetail detail = PciDetail::full);
+
+// What the driver of an accelerator that is not NVIDIA's shows of it, beside its PCI function.
+inventory::Accelerator accelerator(const std::filesystem::path& root, inventory::PciDevice pci);
 
 // Fills what the kernel says of the host itself: names, kernel, CPUs, NUMA, memory, command line, boot id,
 // governor and the version of a loaded NVIDIA kernel module. Adds notes for what is missing.

@@ -109,8 +109,9 @@ TEST_F(SysfsTest, SaysThatALinkIsDownWhenTheCardFellOffTheBus) {
 TEST_F(SysfsTest, ReadsVirtualFunctionsAndTheirParent) {
   put_h100("0000:1b:00.0");
   put("sys/bus/pci/devices/0000:1b:00.0/sriov_totalvfs", "20\n");
-  put("sys/bus/pci/devices/0000:1b:00.0/sriov_numvfs", "2\n");
   put_h100("0000:1b:00.4");
+  link("sys/bus/pci/devices/0000:1b:00.0/virtfn0", "../0000:1b:00.4");
+  link("sys/bus/pci/devices/0000:1b:00.0/virtfn1", "../0000:1b:00.5");
   link("sys/bus/pci/devices/0000:1b:00.4/physfn", "../0000:1b:00.0");
   EXPECT_EQ(device("0000:1b:00.0").vfs_total.value_or(0), 20U);
   EXPECT_EQ(device("0000:1b:00.0").vfs_now.value_or(0), 2U);
@@ -185,6 +186,51 @@ TEST_F(SysfsTest, ReadsTheHostFromItsFiles) {
   EXPECT_EQ(host.driver_version.value_or(""), "580.159.04");
   EXPECT_THAT(host.cpu_governor.why, HasSubstr("cpufreq"));
   EXPECT_THAT(host.notes, ElementsAre());
+}
+
+TEST_F(SysfsTest, CountsTheLargePagesOfEachNode) {
+  put("sys/devices/system/node/node0/cpulist", "0-3\n");
+  const std::string pages = "sys/devices/system/node/node0/hugepages/";
+  put(pages + "hugepages-1048576kB/nr_hugepages", "4\n");
+  put(pages + "hugepages-1048576kB/free_hugepages", "3\n");
+  put(pages + "hugepages-2048kB/nr_hugepages", "0\n");
+  put(pages + "hugepages-2048kB/free_hugepages", "0\n");
+  put(pages + "hugepages-0kB/nr_hugepages", "1\n");
+  put(pages + "hugepages-99999999999999999999kB/nr_hugepages", "1\n");
+  put(pages + "something", "1\n");
+  inventory::Host host;
+  read_host(root_, host);
+  ASSERT_EQ(host.numa.size(), 1U);
+  ASSERT_EQ(host.numa[0].hugepages.size(), 2U);
+  EXPECT_EQ(host.numa[0].hugepages[0].size.count, 2U << 20U);
+  EXPECT_EQ(host.numa[0].hugepages[1].free, 3U);
+}
+
+TEST_F(SysfsTest, TakesAnAcceleratorsFilesWithoutBelievingThem) {
+  const std::string at = "sys/bus/pci/devices/0000:41:00.0/";
+  put(at + "vendor", "0x1002\n");
+  put(at + "class", "0x120000\n");
+  put(at + "product_name", "MI\x1b[2J\n");
+  put(at + "mem_info_vram_total", "many\n");
+  put(at + "current_compute_partition", "SPX\n");
+  put(at + "available_compute_partition", "NOT_SUPPORTED, SPX,, " + std::string(1000, 'A') + ", CPX\n");
+  put(at + "sriov_admin/vf1/profile/sched_priority", "low normal]\n");
+  put(at + "sriov_admin/vf999999/profile/sched_priority", "low\n");
+  put(at + "sriov_admin/.bulk_profile/sched_priority", "low\n");
+  const auto one = accelerator(root_, device("0000:41:00.0"));
+  EXPECT_EQ(one.maker, "AMD");
+  EXPECT_EQ(one.model.value_or("").find('\x1b'), std::string::npos);
+  EXPECT_FALSE(one.memory);
+  EXPECT_THAT(one.compute_partitions, ElementsAre("SPX", "CPX"));
+  ASSERT_EQ(one.shares.size(), 1U);
+  EXPECT_EQ(one.shares[0].priority.value_or(""), "low normal]");
+  EXPECT_FALSE(one.shares[0].memory);
+  // Without a driver there is nothing but the bus.
+  put("sys/bus/pci/devices/0000:42:00.0/vendor", "0x8086\n");
+  const auto bare = accelerator(root_, device("0000:42:00.0"));
+  EXPECT_EQ(bare.maker, "Intel");
+  EXPECT_FALSE(bare.shares_set);
+  EXPECT_EQ(bare.model.why, "no driver is bound");
 }
 
 TEST_F(SysfsTest, AnEmptyRootIsAHostOfReasons) {

@@ -11,6 +11,7 @@
 #include "base/clock.hpp"
 #include "base/fd.hpp"
 #include "base/text.hpp"
+#include "edge/vfio/patient.hpp"
 #include "edge/vfio/vfio.hpp"
 
 namespace bulkhead::vfio {
@@ -22,6 +23,7 @@ using passthrough::File;
 namespace {
 
 constexpr std::string_view any = "*";
+constexpr unsigned answer_wait_ms = 5'000;
 constexpr useconds_t pause_usec = 5'000;
 constexpr std::uint64_t probe_ns = 10'000'000'000;  // a driver that probes in the background: nvme, nvidia
 
@@ -67,6 +69,10 @@ Status not_open(const fs::path& root, const PciAddress& address, const std::stri
 }
 
 }  // namespace
+
+bool is_dead(const fs::path& root, const PciAddress& address) {
+  return answers(root, address, answer_wait_ms) == Answers::all_ones;
+}
 
 bool is_there(const fs::path& root, const PciAddress& address) {
   return ::access(device_at(root, address).c_str(), F_OK) == 0;
@@ -117,12 +123,17 @@ Status set_binding(const fs::path& root, const PciAddress& address, const Bindin
   const bool keeps_driver = wanted.driver == any ? !now.driver.empty() && !now.driver.starts_with("vfio")
                                                  : now.driver == wanted.driver;
   if (!keeps_driver && now.driver.starts_with("vfio")) BH_CHECK(not_open(root, address, what));
-  if (now.driver_override != wanted.driver_override) {
+  const auto override_with = [&](const std::string& driver) {
     // An empty write would change nothing: a line end clears.
-    BH_CHECK(write(device / "driver_override",
-                   wanted.driver_override.empty() ? std::string("\n") : wanted.driver_override,
-                   File::driver_override, what));
-  }
+    return write(device / "driver_override", driver.empty() ? std::string("\n") : driver,
+                 File::driver_override, what);
+  };
+  // A driver beside an override for another: an override written after its driver was bound. The probe would
+  // heed it, so it comes last.
+  const bool beside =
+      !keeps_driver && !wanted.driver_override.empty() && wanted.driver_override != wanted.driver;
+  const std::string first = beside ? std::string() : wanted.driver_override;
+  if (now.driver_override != first) BH_CHECK(override_with(first));
   if (!keeps_driver) {
     if (!now.driver.empty()) {
       const Status unbound = write(device / "driver/unbind", what, File::unbind, what);
@@ -141,9 +152,16 @@ Status set_binding(const fs::path& root, const PciAddress& address, const Bindin
       }
     }
   }
+  if (beside) BH_CHECK(override_with(wanted.driver_override));
   BH_TRY(now, binding(root, address));
   if (is_so(now, wanted)) return ok_status();
-  if (now.driver.empty() && !wanted.driver.empty()) return passthrough::refused(File::drivers_probe, 0, what);
+  if (now.driver.empty() && !wanted.driver.empty()) {
+    if (is_dead(root, address))
+      return Error(Errc::gone,
+                   fmt::format("{}: drivers_probe: no driver took it: {}", what, passthrough::dead_words),
+                   std::string(passthrough::dead_mend), ENXIO);
+    return passthrough::refused(File::drivers_probe, 0, what);
+  }
   if (now.driver_override != wanted.driver_override)
     return passthrough::refused(File::driver_override, 0, what);
   return Error(
@@ -231,13 +249,17 @@ std::string user_name(const fs::path& root, unsigned id) {
 
 }  // namespace
 
-Result<passthrough::Permission> permission(const fs::path& root, const PciAddress& address) {
+Result<passthrough::Permission> permission(const fs::path& root, const PciAddress& address,
+                                           std::string_view spelled) {
   BH_TRY(const auto node, group_node(root, address));
   struct stat info {};
   const fs::path path = root / fs::path(node).relative_path();
   if (::stat(path.c_str(), &info) != 0) return errno_error("look at " + node, errno);
-  return passthrough::Permission{.owner = user_name(root, info.st_uid),
-                                 .mode = static_cast<unsigned>(info.st_mode & 07777U)};
+  const auto asked =
+      spelled.empty() ? Result<unsigned>(Error(Errc::not_found, "")) : user_id(root, std::string(spelled));
+  return passthrough::Permission{
+      .owner = asked.ok() && *asked == info.st_uid ? std::string(spelled) : user_name(root, info.st_uid),
+      .mode = static_cast<unsigned>(info.st_mode & 07777U)};
 }
 
 Status set_permission(const fs::path& root, const PciAddress& address,

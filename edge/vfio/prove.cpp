@@ -1,19 +1,24 @@
 // Binding shows nothing: a group that is not viable, interrupts that are not remapped and a dead device all
 // bind. Only use shows them.
 #include <fcntl.h>
+#include <linux/pci_regs.h>
 #include <linux/vfio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include <fmt/format.h>
 
 #include "base/fd.hpp"
 #include "base/text.hpp"
+#include "edge/vfio/patient.hpp"
+#include "edge/vfio/slot.hpp"
 #include "edge/vfio/vfio.hpp"
 
 namespace bulkhead::vfio {
@@ -23,6 +28,7 @@ using passthrough::File;
 
 namespace {
 
+constexpr unsigned answer_wait_ms = 5'000;  // a reset by whoever let go of it last takes less than a second
 constexpr std::size_t page_bytes = 4096;
 constexpr std::uint64_t guest_address = 0x10000000;  // below the MSI window of x86 (0xfee00000)
 
@@ -67,8 +73,68 @@ UniqueFd open_node(const fs::path& root, const std::string& node) {
   return UniqueFd(::open((root / fs::path(node).relative_path()).c_str(), O_RDWR | O_CLOEXEC));
 }
 
-// What the open device says of itself.
-Status ask_device(int device, const std::string& what, Proof& proof) {
+Error dead(const std::string& what) {
+  return Error(Errc::gone, fmt::format("{}: {}", what, passthrough::dead_words),
+               fmt::format("{}\nan AMD MI300X needs a reboot after a reset of its physical function",
+                           passthrough::dead_mend));
+}
+
+// A dead device answers all ones. Its ids VFIO answers from what it read when it opened the device; class and
+// revision come from the device itself.
+Status alive(int device, const std::string& what) {
+  vfio_region_info region{};
+  region.argsz = sizeof region;
+  region.index = VFIO_PCI_CONFIG_REGION_INDEX;
+  if (::ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region) != 0 || region.size < 4) return ok_status();
+  const auto reads = [&](std::uint32_t at) {
+    std::uint32_t word = 0;
+    return ::pread(device, &word, sizeof word, static_cast<off_t>(region.offset + at)) == sizeof word &&
+           word != 0xffffffffU;
+  };
+  if (reads(PCI_VENDOR_ID) && reads(PCI_CLASS_REVISION)) return ok_status();
+  return dead(what);
+}
+
+struct Owner {  // of the group that the device is in
+  const fs::path& root;
+  int group = -1;
+  std::uint32_t number = 0;
+};
+
+// A device without a way of its own is reset with its slot, or its bus, which takes every function there
+// along.
+void with_its_slot(const Owner& owner, int device, const std::string& what, Proof& proof) {
+  auto answer = room_for_slot();
+  if (::ioctl(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, answer.data()) != 0) {
+    proof.reset_why += "; " + passthrough::refused(File::slot_reset_info, errno, what).message();
+    return;
+  }
+  auto all = taken_along(answer);
+  if (!all.ok()) {
+    proof.reset_why += "; nor with its slot: " + all.error().message();
+    return;
+  }
+  for (auto& one : *all) {
+    std::error_code failed;
+    const auto driver =
+        fs::read_symlink(owner.root / "sys/bus/pci/devices" / one.address.str() / "driver", failed);
+    if (!failed) one.driver = driver.filename().string();
+  }
+  if (const auto slot = passthrough::slot_reset(*all, owner.number); !slot.may) {
+    proof.reset_why += "; " + slot.why;
+    return;
+  }
+  std::vector<std::uint32_t> ask(sizeof(vfio_pci_hot_reset) / sizeof(std::uint32_t) + 1);
+  auto* reset = reinterpret_cast<vfio_pci_hot_reset*>(ask.data());
+  reset->argsz = static_cast<std::uint32_t>(ask.size() * sizeof(std::uint32_t));
+  reset->count = 1;
+  reset->group_fds[0] = owner.group;
+  proof.reset = proof.with_slot = ::ioctl(device, VFIO_DEVICE_PCI_HOT_RESET, reset) == 0;
+  if (!proof.reset) proof.reset_why += "; " + passthrough::refused(File::slot_reset, errno, what).message();
+}
+
+// What the open device says of itself. `owner`: whose reset of the whole slot it may be.
+Status ask_device(int device, const std::string& what, const Owner* owner, Proof& proof) {
   vfio_device_info info{};
   info.argsz = sizeof info;
   if (::ioctl(device, VFIO_DEVICE_GET_INFO, &info) != 0)
@@ -83,29 +149,17 @@ Status ask_device(int device, const std::string& what, Proof& proof) {
   } else if (errno != EINVAL) {
     return passthrough::refused(File::get_irq, errno, what);
   }
-  // A dead device answers all ones.
-  vfio_region_info region{};
-  region.argsz = sizeof region;
-  region.index = VFIO_PCI_CONFIG_REGION_INDEX;
-  if (::ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region) == 0 && region.size >= 4) {
-    std::uint32_t ids = 0;
-    if (::pread(device, &ids, sizeof ids, static_cast<off_t>(region.offset)) != sizeof ids ||
-        ids == 0xffffffffU) {
-      return Error(Errc::gone, fmt::format("{}: its config space reads all ones: the device is dead", what),
-                   "reset it or power-cycle the machine; an AMD MI300X needs a reboot after a reset of its "
-                   "physical function");
-    }
-  }
+  BH_CHECK(alive(device, what));
   if (!proof.can_reset) {
-    proof.reset_why = "the device has no reset";
+    proof.reset_why = "it has no reset of its own";
   } else if (::ioctl(device, VFIO_DEVICE_RESET) == 0) {
     proof.reset = true;
-  } else if (errno == EIO) {
-    return passthrough::refused(File::device_reset, errno, what);
   } else {
     proof.reset_why = passthrough::refused(File::device_reset, errno, what).message();
   }
-  return ok_status();
+  if (!proof.reset && owner) with_its_slot(*owner, device, what, proof);
+  // The kernel has one errno for a device that cannot be reset and for one that did not come back from it.
+  return alive(device, what);
 }
 
 Status through_group(const fs::path& root, const PciAddress& address, Proof& proof) {
@@ -143,7 +197,9 @@ Status through_group(const fs::path& root, const PciAddress& address, Proof& pro
     return passthrough::refused(File::map_dma, errno, what);
   const UniqueFd device(::ioctl(group.get(), VFIO_GROUP_GET_DEVICE_FD, what.c_str()));
   if (!device) return passthrough::refused(File::get_device, errno, what);
-  BH_CHECK(ask_device(device.get(), what, proof));
+  const auto number = parse_u64(fs::path(node).filename().string());
+  const Owner owner{root, group.get(), static_cast<std::uint32_t>(number.value_or(0))};
+  BH_CHECK(ask_device(device.get(), what, number ? &owner : nullptr, proof));
   vfio_iommu_type1_dma_unmap unmap{};
   unmap.argsz = sizeof unmap;
   unmap.iova = guest_address;
@@ -176,7 +232,7 @@ Status through_iommufd(const fs::path& root, const PciAddress& address, const st
       guest_address};
   if (::ioctl(iommu.get(), map_space, &map) != 0) return passthrough::refused(File::map_dma, errno, what);
   Proof here;
-  BH_CHECK(ask_device(device.get(), what, here));
+  BH_CHECK(ask_device(device.get(), what, nullptr, here));
   proof.iommufd = true;
   return ok_status();
 }
@@ -185,6 +241,19 @@ Status through_iommufd(const fs::path& root, const PciAddress& address, const st
 
 Result<Proof> prove(const fs::path& root, const PciAddress& address) {
   Proof proof;
+  // Opening a dead device makes the kernel reset it, and wait a minute for an answer, past kill -9.
+  switch (answers(root, address, answer_wait_ms)) {
+    case Answers::yes:
+      break;
+    case Answers::all_ones:
+      return dead(address.str());
+    case Answers::waits:
+      return Error(
+          Errc::in_use,
+          fmt::format("{}: its config space cannot be read: a reset of it does not end", address.str()),
+          "see dmesg (\"not ready ... after FLR\"): the kernel gives up after a minute; if it says "
+          "\"giving up\", power-cycle its slot or the machine");
+  }
   BH_CHECK(through_group(root, address, proof));
   if (proof.busy) return proof;
   if (const auto node = device_node(root, address); !node.empty())
@@ -196,7 +265,9 @@ std::string words(const Proof& proof) {
   if (proof.busy) return "a virtual machine has it open";
   return fmt::format("opened, a page mapped and unmapped{}; {} MSI-X vectors; {}",
                      proof.iommufd ? ", through IOMMUFD too" : "", proof.msix,
-                     proof.reset ? "reset" : "not reset: " + proof.reset_why);
+                     proof.with_slot ? "reset with its slot"
+                     : proof.reset   ? "reset"
+                                     : "not reset: " + proof.reset_why);
 }
 
 }  // namespace bulkhead::vfio

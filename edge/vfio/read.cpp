@@ -1,4 +1,5 @@
 // The bus, the groups, and what the host does with each function.
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 
 #include "base/fd.hpp"
 #include "base/text.hpp"
+#include "edge/vfio/patient.hpp"
 #include "edge/vfio/vfio.hpp"
 
 namespace bulkhead::vfio {
@@ -21,6 +23,8 @@ namespace {
 
 constexpr std::size_t functions_limit = 65536;
 constexpr std::size_t holders_depth = 8;  // device mapper on device mapper on ...
+// A driver that probes or lets go holds the device's lock meanwhile; one that takes longer than this hangs.
+constexpr unsigned lock_wait_ms = 3'000;
 
 std::optional<std::string> link_name(const fs::path& path) {
   std::error_code failed;
@@ -41,17 +45,16 @@ Int number_or_zero(const fs::path& path, int base) {
 
 // Lines 0 to 5 of `resource`. A BAR without an address reads all zero, and so does one that is not there: the
 // config space tells them apart, because its type bits stay (Linux 6.1, 6.12).
-std::vector<unsigned> without_room(const fs::path& device) {
+std::vector<unsigned> without_room(const fs::path& device, std::string_view config) {
   std::vector<unsigned> out;
   const auto resource = read_file(device / "resource", 65536);
-  const auto config = read_file(device / "config", 4096);
-  if (!resource.ok() || !config.ok() || config->size() < 0x28) return out;
-  if ((static_cast<unsigned char>((*config)[0x0e]) & 0x7fU) != 0) return out;  // a bridge
+  if (!resource.ok() || config.size() < 0x28) return out;
+  if ((static_cast<unsigned char>(config[0x0e]) & 0x7fU) != 0) return out;  // a bridge
   const auto lines = split_lines(*resource);
   const auto bar_at = [&](unsigned index) {
     std::uint32_t value = 0;
     for (unsigned i = 0; i < 4; ++i)
-      value |= std::uint32_t{static_cast<unsigned char>((*config)[0x10 + index * 4 + i])} << (8 * i);
+      value |= std::uint32_t{static_cast<unsigned char>(config[0x10 + index * 4 + i])} << (8 * i);
     return value;
   };
   for (unsigned i = 0; i < 6 && i < lines.size(); ++i) {
@@ -76,8 +79,6 @@ Function read_function(const fs::path& devices, const PciAddress& address) {
   out.device = number_or_zero<std::uint16_t>(device / "device", 16);
   out.class_code = number_or_zero<std::uint32_t>(device / "class", 16);
   out.driver = link_name(device / "driver").value_or("");
-  if (const auto text = read_trimmed(device / "driver_override"); text.ok() && *text != "(null)")
-    out.driver_override = printable(*text, 64);
   if (const auto group = link_name(device / "iommu_group")) {
     if (const auto n = parse_u64(*group); n && *n <= 0xffffffffU) out.group = static_cast<unsigned>(*n);
   }
@@ -86,23 +87,59 @@ Function read_function(const fs::path& devices, const PciAddress& address) {
   }
   if (const auto total = number(device / "sriov_totalvfs"); total && *total <= 0xffff) {
     out.vfs_total = static_cast<unsigned>(*total);
-    out.vfs_now =
-        static_cast<unsigned>(std::min<std::uint64_t>(number(device / "sriov_numvfs").value_or(0), 0xffff));
     out.autoprobe = number(device / "sriov_drivers_autoprobe").value_or(1) != 0;
-    for (unsigned i = 0; i < out.vfs_now; ++i) {
+    // Counted by the links: sriov_numvfs waits for the device's lock.
+    for (unsigned i = 0; i < *out.vfs_total; ++i) {
       const auto name = link_name(device / fmt::format("virtfn{}", i));
       const auto vf = name ? PciAddress::parse(*name) : Result<PciAddress>(Error(Errc::not_found, ""));
       if (!vf.ok()) break;
       out.virtual_functions.push_back(*vf);
     }
+    out.vfs_now = static_cast<unsigned>(out.virtual_functions.size());
   }
   if (const auto node = number(device / "numa_node"); node && *node <= 4096)  // -1 is none
     out.numa_node = static_cast<unsigned>(*node);
   if (const auto cpus = read_trimmed(device / "local_cpulist"); cpus.ok() && parse_ranges(*cpus))
     out.local_cpus = *cpus;
   out.boot_vga = number(device / "boot_vga").value_or(0) == 1;
-  out.bars_without_room = without_room(device);
   return out;
+}
+
+void overrides(const fs::path& devices, Tree& tree) {
+  std::vector<std::string> files;
+  for (const auto& function : tree.functions)
+    files.push_back((devices / function.address.str() / "driver_override").string());
+  const auto said = read_patiently(files, lock_wait_ms);
+  for (std::size_t i = 0; i < said.size(); ++i) {
+    tree.functions[i].stuck = said[i].waits;
+    const std::string_view text = said[i].text ? trim(*said[i].text) : std::string_view();
+    if (text != "(null)") tree.functions[i].driver_override = printable(text, 64);
+  }
+}
+
+// A reset locks the config space until the device answers again: up to a minute of one that does not.
+void config_spaces(const fs::path& root, Tree& tree) {
+  const fs::path devices = root / "sys/bus/pci/devices";
+  std::vector<std::size_t> at;
+  std::vector<std::string> files;
+  for (std::size_t i = 0; i < tree.functions.size(); ++i) {
+    if (tree.functions[i].stuck) continue;
+    at.push_back(i);
+    files.push_back((devices / tree.functions[i].address.str() / "config").string());
+  }
+  const auto said = read_patiently(files, lock_wait_ms);
+  for (std::size_t i = 0; i < said.size(); ++i) {
+    Function& function = tree.functions[at[i]];
+    function.stuck = said[i].waits;
+    const std::string_view config = said[i].text ? std::string_view(*said[i].text) : std::string_view();
+    if (all_ones(config)) {
+      const Answers again = answers(root, function.address, lock_wait_ms);
+      function.dead = again == Answers::all_ones;
+      function.stuck = again == Answers::waits;
+      continue;
+    }
+    function.bars_without_room = without_room(devices / function.address.str(), config);
+  }
 }
 
 // ---- what the host does with it
@@ -213,6 +250,16 @@ void network(const fs::path& root, Tree& tree, const std::map<PciAddress, std::s
   }
 }
 
+// NVIDIA's files hang on no device of sysfs.
+void nvidia_file(const fs::path& root, const PciAddress& address, std::vector<std::string>& nodes) {
+  const auto said = read_file(root / "proc/driver/nvidia/gpus" / address.str() / "information", 65536);
+  for (const auto line : split_lines(said.ok() ? std::string_view(*said) : std::string_view())) {
+    if (!line.starts_with("Device Minor:")) continue;
+    if (const auto minor = parse_u64(trim(line.substr(13))))
+      nodes.push_back(fmt::format("/dev/nvidia{}", *minor));
+  }
+}
+
 void device_files(const fs::path& root, Tree& tree, const std::map<PciAddress, std::size_t>& places) {
   for (const char* kind : {"char", "block"}) {
     const fs::path folder = root / "sys/dev" / kind;
@@ -230,18 +277,12 @@ void device_files(const fs::path& root, Tree& tree, const std::map<PciAddress, s
       }
     }
   }
-  // NVIDIA's files hang on no device of sysfs.
   for (auto& function : tree.functions) {
-    if (function.driver == "nvidia") {
-      const auto said =
-          read_file(root / "proc/driver/nvidia/gpus" / function.address.str() / "information", 65536);
-      for (const auto line : split_lines(said.ok() ? std::string_view(*said) : std::string_view())) {
-        if (!line.starts_with("Device Minor:")) continue;
-        if (const auto minor = parse_u64(trim(line.substr(13))))
-          function.nodes.push_back(fmt::format("/dev/nvidia{}", *minor));
-      }
-    }
-    if (function.with_vfio() && function.group) {
+    if (function.driver == "nvidia") nvidia_file(root, function.address, function.nodes);
+    // While an unbind from VFIO waits for a guest, the function shows no driver, and the guest has the file
+    // open.
+    const bool may_be_open = function.with_vfio() || function.driver.empty();
+    if (may_be_open && function.group) {
       const auto group =
           std::find_if(tree.groups.begin(), tree.groups.end(),
                        [&](const passthrough::Group& g) { return g.number == *function.group; });
@@ -249,6 +290,14 @@ void device_files(const fs::path& root, Tree& tree, const std::map<PciAddress, s
       function.nodes.push_back(fmt::format("/dev/vfio/{}{}", without ? "noiommu-" : "", *function.group));
       if (auto own = device_node(root, function.address); !own.empty())
         function.nodes.push_back(std::move(own));
+      if (!function.with_vfio()) continue;
+      if (auto now = permission(root, function.address); now.ok()) {
+        function.permission = std::move(*now);
+        struct stat info {};
+        const auto node =
+            fs::path("dev/vfio") / fmt::format("{}{}", without ? "noiommu-" : "", *function.group);
+        if (::stat((root / node).c_str(), &info) == 0) function.owner_id = std::to_string(info.st_uid);
+      }
     }
   }
 }
@@ -268,6 +317,8 @@ Result<Tree> read(const fs::path& root) {
   std::sort(tree.functions.begin(), tree.functions.end(),
             [](const Function& a, const Function& b) { return a.address < b.address; });
   for (std::size_t i = 0; i < tree.functions.size(); ++i) places[tree.functions[i].address] = i;
+  overrides(devices, tree);
+  config_spaces(root, tree);
 
   const fs::path groups = root / "sys/kernel/iommu_groups";
   const auto numbers = list_directory(groups);
@@ -299,6 +350,16 @@ Result<Tree> read(const fs::path& root) {
   network(root, tree, places);
   device_files(root, tree, places);
   return tree;
+}
+
+std::vector<std::string> device_nodes(const fs::path& root, const PciAddress& address) {
+  Tree alone;
+  alone.functions.push_back({.address = address});
+  device_files(root, alone, {{address, 0}});
+  auto nodes = std::move(alone.functions.front().nodes);
+  nvidia_file(root, address, nodes);
+  if (auto group = group_node(root, address); group.ok()) nodes.push_back(std::move(*group));
+  return nodes;
 }
 
 bool module_is_loaded(const fs::path& root, std::string_view module) {

@@ -25,15 +25,26 @@ Result<std::string> group_node(const std::filesystem::path& root, const PciAddre
 // Its own device file, "/dev/vfio/devices/vfio0"; empty: this kernel makes none, or it is not with VFIO.
 std::string device_node(const std::filesystem::path& root, const PciAddress& address);
 
+// The files by which a process may have the function open, whatever driver it has, or had until its unbind
+// began to wait. Waits for no lock.
+std::vector<std::string> device_nodes(const std::filesystem::path& root, const PciAddress& address);
+
 // ---- one function
 bool is_there(const std::filesystem::path& root, const PciAddress& address);
+// Its config space reads all ones, twice.
+bool is_dead(const std::filesystem::path& root, const PciAddress& address);
 // Errc::gone: it is not on the bus.
 Result<passthrough::Binding> binding(const std::filesystem::path& root, const PciAddress& address);
 // Writes the override, unbinds and probes until the function is bound so, and reads back; what is so already
-// is left alone. Driver "*": whichever the kernel has. Errc::in_use: it would block on a holder of the VFIO
-// group; nothing was written.
+// is left alone. Driver "*": whichever the kernel has. Errc::gone with ENXIO: unbound, and dead, so that no
+// driver takes it. Errc::in_use: it would block on a holder of the VFIO group; nothing was written.
 Status set_binding(const std::filesystem::path& root, const PciAddress& address,
                    const passthrough::Binding& wanted);
+
+// Takes its driver away, removes it from the bus, scans the bus anew and waits until it is back: the kernel
+// reads its registers again, and forgets its override, autoprobe and virtual functions. One that is missing
+// is scanned for alone. Errc::in_use as above; Errc::gone: it did not come back.
+Status replug(const std::filesystem::path& root, const PciAddress& address);
 
 // ---- virtual functions
 struct VirtualFunctions {
@@ -54,6 +65,7 @@ struct Proof {
   bool busy = false;     // a virtual machine has the group open: not opened again
   unsigned regions = 0, msix = 0;
   bool can_reset = false, reset = false;
+  bool with_slot = false;      // reset with all functions of its slot, because it has no way of its own
   std::string reset_why = {};  // of a reset that was refused
 };
 std::string words(const Proof& proof);
@@ -63,7 +75,9 @@ std::string words(const Proof& proof);
 Result<Proof> prove(const std::filesystem::path& root, const PciAddress& address);
 
 // ---- the group's device file
-Result<passthrough::Permission> permission(const std::filesystem::path& root, const PciAddress& address);
+// The owner is named as in `spelled` where that is the same user (a number, say).
+Result<passthrough::Permission> permission(const std::filesystem::path& root, const PciAddress& address,
+                                           std::string_view spelled = {});
 Status set_permission(const std::filesystem::path& root, const PciAddress& address,
                       const passthrough::Permission& wanted);
 

@@ -1,6 +1,8 @@
 // The loop: commands in, one durable batch, answers out.
 #include "engine/control/control.hpp"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <future>
 #include <utility>
@@ -15,7 +17,8 @@ namespace bulkhead::control {
 namespace {
 
 constexpr std::uint64_t ns_of_ms = 1'000'000;
-constexpr std::uint64_t idle_ns = 5 * ns_of_ms;
+constexpr std::uint64_t idle_ns = 50 * ns_of_ms;
+constexpr std::uint64_t comes_back_ns = 100 * ns_of_ms;  // who was turned away
 
 std::uint64_t ns(std::chrono::milliseconds time) {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(time.count(), 1)) * ns_of_ms;
@@ -99,6 +102,7 @@ Control::Inside::~Inside() {
   if (thread.joinable()) thread.join();
   // The lanes may wait for the driver; what they still had to do is done again at the next start.
   changes.reset();
+  sweeps.reset();  // it gives work to the rounds
   rounds.reset();
   files.reset();
 }
@@ -114,17 +118,26 @@ bool Control::Inside::submit(Command command) {
 }
 
 void Control::Inside::later(Command command) {
+  std::vector<Command> one;
+  one.push_back(std::move(command));
+  later(std::move(one));
+}
+
+void Control::Inside::later(std::vector<Command> commands) {
   {
     const std::lock_guard hold(mutex);
-    // An fsync of its own would be in the way of whoever asks next.
-    if (command.idle && idle_until == 0) idle_until = monotonic_ns() + idle_ns;
-    urgent = urgent || !command.idle;
-    results.push_back(std::move(command));
+    for (auto& command : commands) {
+      // An fsync of its own would be in the way of whoever asks next.
+      if (command.idle && idle_until == 0) idle_until = monotonic_ns() + idle_ns;
+      urgent = urgent || !command.idle;
+      results.push_back(std::move(command));
+    }
   }
   ready.notify_one();
 }
 
 void Control::Inside::loop() {
+  ::prctl(PR_SET_NAME, "control loop");  // top -H
   while (true) {
     std::deque<Command> commands;
     {
@@ -212,6 +225,7 @@ bool Control::Inside::attempt(std::span<Command> commands, bool tick_due) {
     for (const auto& line : turn.batch.audit) events.push_back(event_of(line));
     tell(events);
   }
+  for (const auto& then : turn.beside) then();
   return true;
 }
 
@@ -231,7 +245,7 @@ void Control::Inside::publish(const Turn& turn) {
   if (!turn.batch.audit.empty()) live.last_event = turn.batch.audit.back().id;
   live.trouble = !disk_trouble.empty() ? disk_trouble : driver_trouble;
   snapshot.store(std::make_shared<const Snapshot>(live));
-  somebody_waits = fair && fair->pending() > 0;
+  somebody_waits = (fair && fair->pending() > 0) || monotonic_ns() < turned_away + comes_back_ns;
 }
 
 void Control::Inside::tick(Turn& turn) {
@@ -294,7 +308,7 @@ Used Control::Inside::settled(const std::string& tenant, WallTime now) const {
   const auto holding = live.held.find(tenant);
   const std::uint64_t milli = holding == live.held.end() ? 0 : holding->second.gpu_milli;
   const auto month = month_of(now);
-  if (month != use.month && now > use.at) use = {.month = month, .at = start_of(month)};
+  if (month != use.month && now > use.at) use.month = month, use.milli_ms = 0, use.at = start_of(month);
   if (now > use.at) {
     use.milli_ms += static_cast<std::uint64_t>((now - use.at).count()) * milli;
     use.at = now;
@@ -305,10 +319,17 @@ std::uint64_t Control::Inside::gpu_seconds(const std::string& tenant, WallTime n
   return settled(tenant, now).milli_ms / 1'000'000;
 }
 void Control::Inside::write_use(Turn& turn, const std::string& tenant) {
-  const auto use = settled(tenant, turn.now);
+  auto use = settled(tenant, turn.now);
+  if (const auto its = fair_tenants.find(tenant); fair && its != fair_tenants.end()) {
+    use.past = fair->past(its->second, turn.now.time_since_epoch().count());
+    use.past_at = turn.now;
+  }
   used[tenant] = use;
-  const Json value{
-      {"month", use.month}, {"milliMs", use.milli_ms}, {"at", use.at.time_since_epoch().count()}};
+  const Json value{{"month", use.month},
+                   {"milliMs", use.milli_ms},
+                   {"at", use.at.time_since_epoch().count()},
+                   {"past", use.past},
+                   {"pastAt", use.past_at.time_since_epoch().count()}};
   const std::string name = "use/" + tenant;
   for (auto& [key, old] : turn.batch.settings) {
     if (key != name) continue;
@@ -336,16 +357,27 @@ Result<std::unique_ptr<Control>> Control::start(Settings settings) {
 
 std::shared_ptr<const Snapshot> Control::now() const { return inside_->snapshot.load(); }
 
-Result<std::vector<Event>> Control::events_after(std::int64_t id, std::size_t most) const {
-  const std::lock_guard hold(inside_->reader_mutex);
-  if (!inside_->reader) {
-    BH_TRY(inside_->reader, book::Book::open(inside_->settings.state, book::Book::Access::read_only));
+namespace {
+Result<std::vector<Event>> events(Control::Inside& inside, std::int64_t id, std::size_t most,
+                                  Result<std::vector<book::Audit>> (book::Book::*read)(std::int64_t,
+                                                                                       std::size_t)) {
+  const std::lock_guard hold(inside.reader_mutex);
+  if (!inside.reader) {
+    BH_TRY(inside.reader, book::Book::open(inside.settings.state, book::Book::Access::read_only));
   }
-  BH_TRY(const auto lines, inside_->reader->audit_after(id, most));
-  std::vector<Event> events;
-  events.reserve(lines.size());
-  for (const auto& line : lines) events.push_back(Inside::event_of(line));
-  return events;
+  BH_TRY(const auto lines, ((*inside.reader).*read)(id, most));
+  std::vector<Event> out;
+  out.reserve(lines.size());
+  for (const auto& line : lines) out.push_back(Control::Inside::event_of(line));
+  return out;
+}
+}  // namespace
+
+Result<std::vector<Event>> Control::events_after(std::int64_t id, std::size_t most) const {
+  return events(*inside_, id, most, &book::Book::audit_after);
+}
+Result<std::vector<Event>> Control::events_before(std::int64_t id, std::size_t most) const {
+  return events(*inside_, id, most, &book::Book::audit_before);
 }
 
 void Control::on_events(std::function<void(const std::vector<Event>&)> tell) {
@@ -390,11 +422,12 @@ void Control::release_lease(Caller caller, std::int64_t id, std::optional<std::i
   });
 }
 void Control::put_tenant(Caller caller, tenant::Tenant tenant, std::optional<std::int64_t> version,
-                         Then<tenant::Tenant> then) {
+                         Then<tenant::Tenant> then, Once once) {
   auto& inside = *inside_;
-  command<tenant::Tenant>(inside, then,
-                          [&inside, caller = std::move(caller), tenant = std::move(tenant), version,
-                           then](Turn& turn) { inside.put_tenant(turn, caller, tenant, version, then); });
+  command<tenant::Tenant>(
+      inside, then,
+      [&inside, caller = std::move(caller), tenant = std::move(tenant), version, once = std::move(once),
+       then](Turn& turn) { inside.put_tenant(turn, caller, tenant, version, once, then); });
 }
 void Control::end_tenant(Caller caller, std::string name, Then<tenant::Tenant> then) {
   auto& inside = *inside_;
@@ -428,11 +461,38 @@ void Control::old_lease(Caller caller, std::int64_t id, Then<lease::Lease> then)
     inside.old_lease(turn, caller, id, then);
   });
 }
+void Control::standing(Caller caller, std::int64_t id, Then<Standing> then) {
+  auto& inside = *inside_;
+  command<Standing>(inside, then, [&inside, caller = std::move(caller), id, then](Turn& turn) {
+    inside.standing(turn, caller, id, then);
+  });
+}
 void Control::drain(Caller caller, bool on, Then<bool> then) {
   auto& inside = *inside_;
   command<bool>(inside, then, [&inside, caller = std::move(caller), on, then](Turn& turn) {
     inside.drain(turn, caller, on, then);
   });
+}
+void Control::cordon(Caller caller, Uuid gpu, std::string why, Then<PoolGpu> then) {
+  auto& inside = *inside_;
+  command<PoolGpu>(
+      inside, then,
+      [&inside, caller = std::move(caller), gpu = std::move(gpu), why = std::optional(std::move(why)),
+       then](Turn& turn) { inside.cordon(turn, caller, gpu, why, then); });
+}
+void Control::uncordon(Caller caller, Uuid gpu, Then<PoolGpu> then) {
+  auto& inside = *inside_;
+  command<PoolGpu>(inside, then,
+                   [&inside, caller = std::move(caller), gpu = std::move(gpu), then](Turn& turn) {
+                     inside.cordon(turn, caller, gpu, std::nullopt, then);
+                   });
+}
+void Control::evict(Caller caller, std::int64_t id, std::string why, Then<lease::Lease> then) {
+  auto& inside = *inside_;
+  command<lease::Lease>(inside, then,
+                        [&inside, caller = std::move(caller), id, why = std::move(why), then](Turn& turn) {
+                          inside.evict(turn, caller, id, why, then);
+                        });
 }
 void Control::reload(Caller caller, Then<bool> then) {
   auto& inside = *inside_;

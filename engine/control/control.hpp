@@ -72,8 +72,8 @@ template <class T>
 using Then = std::function<void(Answer<T>)>;
 
 // An idempotency key of the caller (user and tenant). The first grant is written with the change itself; the
-// same key again gets that answer, the lease as it was then. A refusal changed nothing and is not kept: the
-// same key may try again. Kept for Settings::key_keep.
+// same key again gets that answer, the lease or the tenant as it was then. A refusal changed nothing and is
+// not kept: the same key may try again. Kept for Settings::key_keep.
 struct Once {
   std::string key = {};  // at most 128 printable bytes; empty: none
   // SHA-256 of method, path and body, hex: the same key with another request is a conflict
@@ -98,6 +98,13 @@ struct AskToken {
   std::string certificate = {};  // SHA-256 of a client certificate, hex: no secret is made
 };
 
+// Somebody's word that a GPU gets no new leases. It stays until somebody takes it back: over restarts and
+// reboots, and whatever the GPU says of itself meanwhile. Leases that are there go on.
+struct Cordon {
+  std::string why = {}, by = {};
+  WallTime since = {};
+};
+
 // A GPU as the pools have it.
 struct PoolGpu {
   Uuid gpu = {};
@@ -106,7 +113,8 @@ struct PoolGpu {
   std::string why = {};              // of "none": drained, lost, not in the node file
   unsigned numa_node = 0;
   std::vector<std::int64_t> leases = {};
-  double free = 0;  // part of it nobody has, 0..1
+  double free = 0;  // part of it that may be had, 0..1
+  std::optional<Cordon> cordon = {};
 };
 
 // Leases by id, as a std::map of them reads; copies share all but what differs.
@@ -168,6 +176,8 @@ class Leases::Iterator {
   std::size_t at_ = 0;
 };
 
+inline constexpr std::size_t most_why = 500;  // bytes of a cordon's or an eviction's reason
+
 // Everything that can be read, as of one batch. Immutable: readers share it.
 struct Snapshot {
   std::int64_t batch = 0, last_event = 0;
@@ -196,6 +206,16 @@ struct Event {
   std::array<std::uint8_t, 32> hash = {};       // of its line in the chain
 };
 
+// Where a lease stands. What follows the state is said of one that waits; `why` names no other tenant.
+struct Standing {
+  lease::State state = lease::State::requested;
+  std::uint64_t ahead = 0;          // of its own tenant's; at most fairness::kMostCounted are counted
+  std::uint64_t own = 0;            // of its own tenant's that wait, with itself
+  std::uint64_t tenants_ahead = 0;  // other tenants that go before it, by what they hold and held
+  std::uint64_t waiting = 0;        // in all
+  std::string why = {};
+};
+
 struct Settings {
   observe::Access access = {};
   std::filesystem::path state = {};              // the book lives here; BULKHEAD_STATE
@@ -212,6 +232,10 @@ struct Settings {
   std::chrono::milliseconds lock_wait{30'000};    // for another bulkhead that changes the host
   std::filesystem::path cdi = "/run/cdi";         // below access.root
   std::function<WallTime()> clock = {};           // empty: wall_now; asked on the loop's thread
+  // Before a GPU's MIG mode changes (true) and after it (false): whoever else of this program is in the
+  // driver lets go of it, as the driver demands, and comes back. On a worker; may take seconds. False: not
+  // all have; it is tried all the same, and the driver decides.
+  std::function<bool(bool)> let_go = {};
 };
 
 class Control {
@@ -230,6 +254,8 @@ class Control {
   std::optional<Caller> authenticate(std::string_view bearer, std::string_view certificate) const;
   // From the audit log, oldest first, after `id`; at most `most`.
   Result<std::vector<Event>> events_after(std::int64_t id, std::size_t most) const;
+  // Newest first, before `id`.
+  Result<std::vector<Event>> events_before(std::int64_t id, std::size_t most) const;
   // On the loop's thread after each batch that made events; must not block. Before the first command only.
   void on_events(std::function<void(const std::vector<Event>&)> tell);
 
@@ -240,20 +266,37 @@ class Control {
   void release_lease(Caller caller, std::int64_t id, std::optional<std::int64_t> version,
                      Then<lease::Lease> then);
   void put_tenant(Caller caller, tenant::Tenant tenant, std::optional<std::int64_t> version,
-                  Then<tenant::Tenant> then);  // version 0: must be new
+                  Then<tenant::Tenant> then, Once once = {});  // version 0: must be new
   void end_tenant(Caller caller, std::string name,
                   Then<tenant::Tenant> then);  // refused while it holds leases
   void create_token(Caller caller, AskToken ask, Then<NewToken> then);
   void revoke_token(Caller caller, std::string id, Then<User> then);
   void list_tokens(Caller caller, Then<std::vector<User>> then);
   void old_lease(Caller caller, std::int64_t id,
-                 Then<lease::Lease> then);              // one that the snapshot no longer has
+                 Then<lease::Lease> then);  // one that the snapshot no longer has
+  void standing(Caller caller, std::int64_t id, Then<Standing> then);
   void drain(Caller caller, bool on, Then<bool> then);  // nothing new is granted
+  // One GPU gets no new leases (the why is at most most_why bytes, and needed), or gets them again. Twice is
+  // no mistake: the first word stays.
+  void cordon(Caller caller, Uuid gpu, std::string why, Then<PoolGpu> then);
+  void uncordon(Caller caller, Uuid gpu, Then<PoolGpu> then);
+  // Ends somebody's lease, whatever it is doing, and tells them why: the reason of the lease.
+  void evict(Caller caller, std::int64_t id, std::string why, Then<lease::Lease> then);
   // Reads the node file again; the pools follow at the next look at the host. A file with a mistake is
   // refused whole and the old one stays in force. Leases stay where they are.
   void reload(Caller caller, Then<bool> then);
   // A right that was refused before it came to a command (401, 403), for the audit log; rate-limited inside.
   void refused(Caller caller, std::string verb, std::string what, std::string why);
+
+  // ---- for others of this process
+  // A line of the audit log, and an event: what was decided beside the loop. Not more than a few a second.
+  void note(Caller caller, std::string verb, std::string what, std::string tenant, Json body);
+  // Runs `work` on the caller's thread while nobody of this process is in the driver, as whoever forks must
+  // (execute::alter). Not from the loop's thread.
+  void alone(const std::function<void()>& work);
+  // Asked on the loop's thread before a lease becomes active, again when the time is over, with the same
+  // lease: how long it has to wait still. Must not block. An empty one: nobody waits.
+  void on_start(std::function<std::chrono::milliseconds(const lease::Lease&)> ask);
 
   struct Inside;  // of the module's own
 

@@ -6,7 +6,6 @@
 // Goals: p99 of create + release at most 3 times the bare transaction's; at least 2,000 leases a second.
 //
 //     bench_control [directory on the disk to measure, default: the current one] [rounds, default 1000]
-#include <sqlite3.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,12 +23,15 @@
 #include <fmt/format.h>
 
 #include "base/clock.hpp"
+#include "bench/bare.hpp"
 #include "engine/control/control.hpp"
 #include "twin/control/control.hpp"
 
 namespace {
 
 using namespace bulkhead;
+using bench::Bare;
+using bench::Times;
 namespace fs = std::filesystem;
 using control::Answer;
 using control::Refusal;
@@ -38,43 +40,6 @@ using control::Refusal;
   std::fprintf(stderr, "bench_control: %s\n", why.c_str());
   std::exit(2);
 }
-
-// The floor: one row, one transaction, one fsync.
-class Bare {
- public:
-  explicit Bare(const fs::path& file) {
-    if (sqlite3_open(file.c_str(), &db_) != SQLITE_OK ||
-        sqlite3_exec(db_,
-                     "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4096;"
-                     "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT",
-                     nullptr, nullptr, nullptr) != SQLITE_OK ||
-        sqlite3_prepare_v2(db_, "INSERT INTO t (body) VALUES (?)", -1, &insert_, nullptr) != SQLITE_OK)
-      stop(sqlite3_errmsg(db_));
-  }
-  ~Bare() {
-    sqlite3_finalize(insert_);
-    sqlite3_close(db_);
-  }
-  Bare(const Bare&) = delete;
-  Bare& operator=(const Bare&) = delete;
-  void put(const std::string& body) {
-    sqlite3_bind_text(insert_, 1, body.data(), static_cast<int>(body.size()), SQLITE_STATIC);
-    if (sqlite3_step(insert_) != SQLITE_DONE) stop(sqlite3_errmsg(db_));
-    sqlite3_reset(insert_);
-  }
-
- private:
-  sqlite3* db_ = nullptr;
-  sqlite3_stmt* insert_ = nullptr;
-};
-
-struct Times {
-  std::vector<double> us = {};
-  double at(double part) {
-    std::sort(us.begin(), us.end());
-    return us[std::min(us.size() - 1, static_cast<std::size_t>(part * static_cast<double>(us.size())))];
-  }
-};
 
 template <class F>
 double timed(F&& work) {

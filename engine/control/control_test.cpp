@@ -1,12 +1,16 @@
 // The control loop on a twin: leases asked for, granted, renewed, ended; restarts, kills and full disks.
 #include "engine/control/control.hpp"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sqlite3.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
@@ -382,6 +386,25 @@ TEST_F(ControlTest, TheSameKeyGetsTheFirstAnswerAlsoAfterARestart) {
   EXPECT_NE(granted(create(of("vision"), exclusive(), once)).id, first.id) << "keys are kept for a day";
 }
 
+TEST_F(ControlTest, ATenantMadeWithAKeyIsMadeOnceAlsoAfterARestart) {
+  start();
+  const auto put = [&](const tenant::Tenant& wanted, const Once& once) {
+    return ask<tenant::Tenant>([&](auto then) { control_->put_tenant(admin(), wanted, 0, then, once); });
+  };
+  const Once once{.key = "onboard-vision", .request = std::string(64, 'c')};
+  const auto made = std::get<tenant::Tenant>(put({.name = "vision", .weight = 3}, once));
+  EXPECT_EQ(std::get<tenant::Tenant>(put({.name = "vision", .weight = 3}, once)).version, made.version);
+  EXPECT_EQ(std::get<Refusal>(put({.name = "other"}, {once.key, std::string(64, 'd')})).why,
+            Denied::conflict);
+  EXPECT_EQ(std::get<Refusal>(put({.name = "vision", .weight = 3}, {})).why, Denied::conflict);
+  start();
+  const auto again = std::get<tenant::Tenant>(put({.name = "vision", .weight = 3}, once));
+  EXPECT_EQ(tenant::to_json(again), tenant::to_json(made));
+  EXPECT_EQ(std::get<Refusal>(put({.name = "other"}, {once.key, std::string(64, 'd')})).why,
+            Denied::conflict);
+  EXPECT_FALSE(control_->now()->tenants.contains("other"));
+}
+
 // ---- time
 TEST_F(ControlTest, LeasesEndWhenTheirTimeIsOverAndARenewalNeverShortens) {
   start();
@@ -422,6 +445,17 @@ TEST_F(ControlTest, WhoWaitsGetsItsTurnInOrderOrFailsAtItsDeadline) {
   EXPECT_EQ(first.state, State::queued);
   EXPECT_THAT(first.ways, Contains(HasSubstr("fits after lease 1 ends at")));
   EXPECT_EQ(refused(create(of("vision"), exclusive())).why, Denied::no_room) << "no jumping the queue";
+  const auto stands = [&](const Caller& caller, std::int64_t id) {
+    return ask<Standing>([&](auto then) { control_->standing(caller, id, then); });
+  };
+  const auto place = std::get<Standing>(stands(of("vision"), second.id));
+  EXPECT_EQ(place.state, State::queued);
+  EXPECT_EQ(place.ahead, 1U);
+  EXPECT_EQ(place.own, 3U);
+  EXPECT_EQ(place.waiting, 3U);
+  EXPECT_NE(place.why, "");
+  EXPECT_EQ(std::get<Standing>(stands(of("vision"), holder.id)).own, 0U) << "it does not wait";
+  EXPECT_EQ(std::get<Refusal>(stands(of("speech"), second.id)).why, Denied::not_found);
   granted(release(of("vision"), holder.id));
   EXPECT_TRUE(reaches(first.id, State::active));
   EXPECT_TRUE(reaches(second.id, State::active));
@@ -498,6 +532,67 @@ TEST_F(ControlTest, WhileDrainingNothingNewIsGranted) {
   granted(create(of("vision"), exclusive()));
 }
 
+TEST_F(ControlTest, ACordonedGpuKeepsItsLeaseAndGetsNoOther) {
+  start();
+  tenant("vision");
+  const auto lease = granted(create(of("vision"), exclusive()));
+  const Uuid gpu = lease.parts.at(0).gpu;
+  const auto cordon = [&](const Caller& who, const std::string& why) {
+    return ask<PoolGpu>([&](auto then) { control_->cordon(who, gpu, why, then); });
+  };
+  EXPECT_EQ(std::get<Refusal>(cordon(of("vision"), "mine")).why, Denied::forbidden);
+  EXPECT_EQ(std::get<Refusal>(cordon(admin(), "")).why, Denied::invalid);
+  EXPECT_EQ(std::get<Refusal>(cordon(admin(), "two\nlines")).why, Denied::invalid);
+  EXPECT_EQ(std::get<Refusal>(ask<PoolGpu>([&](auto then) {
+              control_->cordon(admin(), {"GPU-none"}, "dust", then);
+            })).why,
+            Denied::not_found);
+  const auto held = std::get<PoolGpu>(cordon(admin(), "row remapping failed"));
+  ASSERT_TRUE(held.cordon);
+  EXPECT_EQ(held.cordon->why, "row remapping failed");
+  EXPECT_EQ(std::get<PoolGpu>(cordon(admin(), "another word")).cordon->why, "row remapping failed");
+  EXPECT_EQ(lease_now(lease.id)->state, State::active);
+  granted(release(of("vision"), lease.id));
+  ASSERT_TRUE(reaches(lease.id, State::ended));
+  // Over a restart, and though the GPU is free: nobody gets it.
+  start();
+  std::set<std::string> given;
+  for (int i = 0; i < 8; ++i) {
+    const auto answer = create(of("vision"), exclusive());
+    if (const auto* got = std::get_if<lease::Lease>(&answer)) given.insert(got->parts.at(0).gpu.text);
+  }
+  EXPECT_FALSE(given.empty());
+  EXPECT_FALSE(given.contains(gpu.text));
+  EXPECT_FALSE(
+      std::get<PoolGpu>(ask<PoolGpu>([&](auto then) { control_->uncordon(admin(), gpu, then); })).cordon);
+  EXPECT_EQ(granted(create(of("vision"), exclusive())).parts.at(0).gpu, gpu);
+}
+
+TEST_F(ControlTest, AGpuOfManyLettersIsNoneAndIsInNobodysWay) {
+  start();
+  tenant("vision");
+  const Uuid gpu{std::string(6'000, 'x')};
+  const auto no = ask<PoolGpu>([&](auto then) { control_->cordon(admin(), gpu, "dust", then); });
+  EXPECT_EQ(std::get<Refusal>(no).why, Denied::not_found);
+  EXPECT_EQ(control_->now()->trouble, "");
+  const auto there = ask<PoolGpu>([&](auto then) { control_->uncordon(admin(), gpu, then); });
+  EXPECT_EQ(std::get<Refusal>(there).why, Denied::not_found);
+}
+
+TEST_F(ControlTest, WhoLosesALeaseIsToldWhy) {
+  start();
+  tenant("vision");
+  const auto lease = granted(create(of("vision"), exclusive()));
+  const auto evict = [&](const Caller& who, const std::string& why) {
+    return ask<lease::Lease>([&](auto then) { control_->evict(who, lease.id, why, then); });
+  };
+  EXPECT_EQ(std::get<Refusal>(evict(of("vision"), "tired of it")).why, Denied::forbidden);
+  EXPECT_EQ(std::get<Refusal>(evict(admin(), "")).why, Denied::invalid);
+  granted(evict(admin(), "its GPU fell off the bus (XID 79)"));
+  ASSERT_TRUE(reaches(lease.id, State::ended));
+  EXPECT_EQ(lease_now(lease.id)->reason, "its GPU fell off the bus (XID 79)");
+}
+
 // ---- the hardware
 TEST_F(ControlTest, AnIdleInstanceIsReclaimedAndItsPlaceCutAnew) {
   auto with = settings();
@@ -545,6 +640,118 @@ TEST_F(ControlTest, ALostGpuEndsItsLeasesWithTheReason) {
   EXPECT_TRUE(reaches(granted(create(of("vision"), wait)).id, State::active)) << "it came back";
 }
 
+// Programs of tenants that have the capability file of a part open.
+class Stubborn {
+ public:
+  // Each tells of a SIGTERM here, and goes on.
+  Stubborn() {
+    int ends[2] = {-1, -1};
+    EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    told_ = UniqueFd(ends[0]);
+    tells_ = UniqueFd(ends[1]);
+    tell = ends[1];
+  }
+  ~Stubborn() { end(); }
+  Stubborn(const Stubborn&) = delete;
+  Stubborn& operator=(const Stubborn&) = delete;
+
+  static fs::path file_of(const fs::path& root, const lease::Part& part) {
+    for (const auto& node : part.device_nodes)
+      if (node.find("nvidia-cap") != std::string::npos) return root / fs::path(node).relative_path();
+    ADD_FAILURE() << "the part has no file of its own";
+    return {};
+  }
+  void start(const fs::path& part) {
+    const std::string file = part.string();
+    int ready[2] = {-1, -1};
+    ASSERT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+    const UniqueFd reads(ready[0]), writes(ready[1]);
+    const pid_t program = ::fork();
+    if (program == 0) {
+      ::signal(SIGTERM, [](int) { (void)!::write(tell, "t", 1); });
+      if (::open(file.c_str(), O_RDWR | O_CLOEXEC) < 0 || ::setuid(64'123) != 0) ::_exit(1);
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // another user's forgets it
+      (void)!::write(ready[1], "x", 1);
+      while (true) ::pause();
+    }
+    programs_.push_back(program);
+    char byte = 0;
+    ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  }
+  std::size_t asked(std::size_t wanted) const {
+    std::size_t count = 0;
+    pollfd wait{.fd = told_.get(), .events = POLLIN, .revents = 0};
+    while (count<wanted&& ::poll(&wait, 1, 60'000)> 0) {
+      char byte = 0;
+      if (::read(told_.get(), &byte, 1) == 1) ++count;
+    }
+    return count;
+  }
+  bool all_there() const {
+    return std::all_of(programs_.begin(), programs_.end(),
+                       [](pid_t program) { return ::waitpid(program, nullptr, WNOHANG) == 0; });
+  }
+  void end() {
+    for (const pid_t program : programs_) {
+      ::kill(program, SIGKILL);
+      ::waitpid(program, nullptr, 0);
+    }
+    programs_.clear();
+  }
+
+ private:
+  inline static int tell = -1;
+  UniqueFd told_ = {}, tells_ = {};
+  std::vector<pid_t> programs_ = {};
+};
+
+TEST_F(ControlTest, ManyLeasesWhoseProgramsIgnoreSigtermWaitForTheirGracesBesideEachOther) {
+  constexpr std::size_t many = 12;
+  auto with = settings();
+  with.grace = 120s;  // longer than this test waits: one behind another would not be asked in its time
+  start(std::move(with));
+  tenant("vision");
+  std::vector<std::int64_t> ids;
+  Stubborn programs;
+  for (std::size_t i = 0; i < many; ++i) {
+    const auto lease = granted(create(of("vision"), mig("1g.10gb")));
+    ASSERT_TRUE(reaches(lease.id, State::active));
+    ids.push_back(lease.id);
+    programs.start(Stubborn::file_of(twin() / "root", lease_now(lease.id)->parts.front()));
+  }
+  for (const auto id : ids) granted(release(of("vision"), id));
+  EXPECT_EQ(programs.asked(many), many) << "all are asked to end while none has ended";
+  EXPECT_TRUE(programs.all_there());
+  programs.end();
+  for (const auto id : ids) EXPECT_TRUE(reaches(id, State::ended));
+}
+
+TEST_F(ControlTest, AProgramThatIgnoresSigtermKeepsNoChangeOfOthersWaiting) {
+  auto with = settings();
+  with.grace = 120s;  // nothing below waits as long: what is granted is granted before it is over
+  start(std::move(with));
+  tenant("vision");
+  tenant("speech");
+  const auto lease = granted(create(of("vision"), mig("1g.10gb", 3)));
+  ASSERT_TRUE(reaches(lease.id, State::active));
+  Stubborn programs;
+  const auto held = lease_now(lease.id)->parts;
+  for (const auto& part : held) programs.start(Stubborn::file_of(twin() / "root", part));
+  granted(release(of("vision"), lease.id));
+  EXPECT_EQ(programs.asked(held.size()), held.size()) << "in all parts, while none has ended";
+  // Cut anew, on GPUs that have the others' parts as well.
+  for (const unsigned count : {3U, 2U}) {
+    const auto next = granted(create(of("speech"), mig("2g.20gb", count)));
+    ASSERT_TRUE(reaches(next.id, State::active));
+    for (const auto& mine : lease_now(next.id)->parts)
+      for (const auto& theirs : held) EXPECT_NE(mine.device, theirs.device);
+  }
+  EXPECT_EQ(lease_now(lease.id)->state, State::releasing) << "nothing of it is given to the next meanwhile";
+  EXPECT_TRUE(programs.all_there()) << "the grace is not over";
+  programs.end();
+  EXPECT_TRUE(reaches(lease.id, State::ended));
+}
+
 TEST_F(ControlTest, AGpuThatSomebodyUsesWithoutALeaseIsNotGiven) {
   const auto pid = twin::attach(twin(), {.gpu = 6, .name = "stranger", .memory_bytes = 1 << 30});
   ASSERT_TRUE(pid.ok());
@@ -558,6 +765,35 @@ TEST_F(ControlTest, AGpuThatSomebodyUsesWithoutALeaseIsNotGiven) {
   auto wait = exclusive();
   wait.wait = true;
   EXPECT_TRUE(reaches(granted(create(of("vision"), wait)).id, State::active));
+}
+
+TEST_F(ControlTest, WhoeverComesToAGpuWhileItsLeaseWaitsForItsTurnKeepsTheLeaseFromStarting) {
+  start();
+  tenant("vision");
+  std::atomic<bool> its_turn{false};
+  std::atomic<unsigned> asked{0};
+  control_->on_start([&](const lease::Lease&) {
+    ++asked;
+    return its_turn ? 0ms : 50ms;
+  });
+  auto wanted = exclusive();
+  wanted.wait = true;
+  const auto lease = granted(create(of("vision"), wanted));
+  ASSERT_EQ(lease.state, State::preparing);
+  const auto gpu = lease.parts.at(0).gpu;
+  unsigned index = 0;
+  for (const auto& one : control_->now()->gpus)
+    if (one.gpu == gpu) index = one.index;
+  const auto pid = twin::attach(twin(), {.gpu = index, .name = "stranger", .memory_bytes = 1 << 30});
+  ASSERT_TRUE(pid.ok());
+  // What was seen before the stranger came counts no more once the turn has been asked for anew.
+  for (const unsigned before = asked; asked == before;) std::this_thread::sleep_for(5ms);
+  its_turn = true;
+  // It is tried a few times, then it waits as anybody does; it starts where nobody is.
+  ASSERT_TRUE(reaches(lease.id, State::active));
+  EXPECT_NE(lease_now(lease.id)->parts.at(0).gpu, gpu) << "a stranger is there";
+  ASSERT_TRUE(twin::detach(twin(), *pid).ok());
+  control_->on_start({});
 }
 
 TEST_F(ControlTest, ADriverThatHangsDoesNotStopTheLoop) {
@@ -615,6 +851,29 @@ TEST_F(ControlTest, ARestartFindsEveryLeaseAsItWas) {
   const auto next = granted(create(of("vision"), share(10, 1)));
   EXPECT_GT(next.id, queued.id) << "ids are never used again";
   EXPECT_EQ(Control::start(settings()).error().code(), Errc::in_use) << "one loop a book";
+}
+
+TEST_F(ControlTest, WhoHeldMuchWaitsBehindWhoHeldLittleAlsoAfterARestart) {
+  start();
+  for (const auto* name : {"heavy", "light", "other"}) tenant(name);
+  auto all = exclusive(4);
+  all.ttl = 20h;
+  const auto long_held = granted(create(of("heavy"), all));
+  ahead_ = std::chrono::milliseconds(12h).count();
+  granted(release(of("heavy"), long_held.id));
+  ASSERT_TRUE(reaches(long_held.id, State::ended));
+  const auto holder = granted(create(of("other"), all));
+  all.wait = true;
+  const auto heavy = granted(create(of("heavy"), all));
+  const auto light = granted(create(of("light"), all));
+  ASSERT_EQ(light.state, State::queued);
+  start();
+  const auto place =
+      std::get<Standing>(ask<Standing>([&](auto then) { control_->standing(of("heavy"), heavy.id, then); }));
+  EXPECT_EQ(place.tenants_ahead, 1U);
+  granted(release(of("other"), holder.id));
+  EXPECT_TRUE(reaches(light.id, State::active));
+  EXPECT_EQ(lease_now(heavy.id)->state, State::queued) << "asked first, but held much";
 }
 
 TEST_F(ControlTest, AnInstanceThatWentWhileTheDaemonWasDownEndsItsLease) {

@@ -1,5 +1,6 @@
 // The life of leases: asked for, granted, renewed, ended.
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include <fmt/format.h>
@@ -15,24 +16,15 @@ using access::Resource;
 using access::Verb;
 using lease::State;
 
-constexpr std::size_t key_bytes = 128, hex_digits = 64, reason_bytes = 1000, most_ways = 8;
+constexpr std::size_t reason_bytes = 1000, most_ways = 8;
 constexpr std::size_t most_victims = 256, most_looked_at = 1000;
 constexpr std::chrono::seconds look_again{5}, try_again{1};
 constexpr unsigned most_tries = 5;
 constexpr std::size_t reclaims_in_turn = 4;
+constexpr std::size_t most_in_sweep = 512;
+constexpr std::chrono::nanoseconds most_rest = std::chrono::milliseconds(20);
 
 std::int64_t ms_of(WallTime time) { return time.time_since_epoch().count(); }
-
-std::optional<book::Hash> hash_of(std::string_view hex) {
-  book::Hash hash{};
-  if (hex.size() != hex_digits) return std::nullopt;
-  for (std::size_t i = 0; i < hash.size(); ++i) {
-    const auto byte = parse_u64(hex.substr(2 * i, 2), 16);
-    if (!byte) return std::nullopt;
-    hash[i] = static_cast<std::uint8_t>(*byte);
-  }
-  return hash;
-}
 
 // The parts that say what a lease is on; those of a refused preparation say nothing.
 std::string short_text(std::string text) {
@@ -267,7 +259,7 @@ std::optional<Refusal> Control::Inside::may_create(const Turn& turn, const Calle
                    .what = "the host is draining: nothing new is granted",
                    .ways = {"try again when an operator has ended the drain"}};
   if (!host_seen)
-    return Refusal{.why = Denied::unavailable, .what = driver_trouble, .ways = {"bulkhead doctor"}};
+    return Refusal{.why = Denied::unavailable, .what = trouble_for(caller), .ways = {"bulkhead doctor"}};
   if (ask.priority > 0 && caller.role == access::Role::tenant)
     return Refusal{.why = Denied::forbidden, .what = "priority: above 0 only an operator may ask"};
   if (ask.count < 1 || ask.count > lease::most_parts || ask.ttl < lease::shortest || ask.ttl > lease::longest)
@@ -375,38 +367,12 @@ void Control::Inside::create(Turn& turn, const Caller& caller, const lease::Ask&
     return refuse(std::move(*no));
 
   book::Key key;
-  if (!once.key.empty()) {
-    const auto request = hash_of(once.request);
-    const bool good =
-        once.key.size() <= key_bytes &&
-        std::all_of(once.key.begin(), once.key.end(), [](char c) { return c > 0x20 && c < 0x7f; });
-    if (!good || !request)
-      return refuse({.why = Denied::invalid,
-                     .what = fmt::format("the idempotency key: 1 to {} printable characters", key_bytes)});
-    // The same words of two callers are two keys.
-    key = {.user = book::hex(book::sha256(caller.user + "\n" + caller.tenant)),
-           .key = once.key,
-           .request = *request,
-           .at = turn.now};
-    std::optional<book::Key> first;
-    if (const auto at = turn.keys.find({key.user, key.key}); at != turn.keys.end()) {
-      first = at->second;
-    } else {
-      auto kept = book->key(key.user, key.key);
-      if (!kept.ok()) return refuse({.why = Denied::unavailable, .what = kept.error().message()});
-      first = std::move(*kept);
-    }
-    if (first && first->at + settings.key_keep > turn.now) {
-      if (first->request != key.request)
-        return refuse({.why = Denied::conflict,
-                       .what = "this idempotency key was used with another request",
-                       .ways = {"a new request takes a new key"}});
-      auto json = parse_json(first->body);
-      auto lease = json.ok() ? lease::parse(*json) : Result<lease::Lease>(std::move(json).error());
-      if (!lease.ok()) return refuse({.why = Denied::unavailable, .what = lease.error().message()});
-      turn.after.push_back([then, lease = std::move(*lease)] { then(lease); });
-      return;
-    }
+  if (auto before = said_before(turn, caller, once, key)) {
+    if (auto* no = std::get_if<Refusal>(&*before)) return refuse(std::move(*no));
+    auto lease = lease::parse(std::get<Json>(*before));
+    if (!lease.ok()) return refuse({.why = Denied::unavailable, .what = lease.error().message()});
+    turn.after.push_back([then, lease = std::move(*lease)] { then(lease); });
+    return;
   }
 
   if (auto no = may_create(turn, caller, ask)) return refuse(std::move(*no));
@@ -456,6 +422,7 @@ void Control::Inside::create(Turn& turn, const Caller& caller, const lease::Ask&
     Refusal refusal = no_room(ask, caller.tenant, turn.now);
     if (auto no = beyond_quota(caller.tenant, held, *likely, turn.now)) refusal = std::move(*no);
     if (!ask.wait) {
+      turned_away = monotonic_ns();
       (void)fair->withdraw(static_cast<std::uint64_t>(id), now);
       set_entry(turn, id, std::nullopt);
       --last_lease;
@@ -471,12 +438,7 @@ void Control::Inside::create(Turn& turn, const Caller& caller, const lease::Ask&
   write(turn, caller, "create", id, entry);
   if (entry.lease->state == State::queued) preempt_for(turn, id);
   const auto lease = entries.at(id).lease;
-  if (!key.key.empty()) {
-    key.status = 201;
-    key.body = lease::to_json(*lease).dump(-1, ' ', false, Json::error_handler_t::replace);
-    turn.keys[{key.user, key.key}] = key;
-    turn.batch.keys.push_back(std::move(key));
-  }
+  keep_answer(turn, std::move(key), lease::to_json(*lease));
   turn.after.push_back([then, lease] { then(*lease); });
 }
 
@@ -552,6 +514,7 @@ bool Control::Inside::grant(Turn& turn, std::int64_t id, bool insist, std::strin
   }
   const bool from_queue = lease.state == State::queued;
   lease.state = *lease::next(lease.state, lease::Event::place);
+  there = there && starts_in(lease).count() == 0;
   if (there) {
     lease.state = *lease::next(lease.state, lease::Event::ready);
     lease.active_since = turn.now;
@@ -583,7 +546,7 @@ bool Control::Inside::grant(Turn& turn, std::int64_t id, bool insist, std::strin
 
 // The CDI file comes just after the answer: it is for container runtimes, and made anew at every start.
 void Control::Inside::tell_runtimes(Turn& turn, const std::shared_ptr<const lease::Lease>& lease) {
-  turn.after.push_back([this, lease] {
+  turn.beside.push_back([this, lease] {
     files->put([this, lease] {
       if (const auto written = slice::write_cdi(hands, *lease); !written.ok())
         later({.run =
@@ -620,8 +583,16 @@ void Control::Inside::change(const slice::Change& wanted,
     if (auto* facts = facts_of(Uuid{name})) ++facts->changes, ++facts->epoch;
   }
   for (const auto& place : wanted.destroy) devices.erase({place.gpu.text, place.profile, place.start});
-  changes->put([this, wanted, touched, then = std::move(then)] {
+  bool mode = !wanted.mig_off.empty();
+  for (const auto& place : wanted.create) {
+    const auto* facts = facts_of(place.gpu);
+    mode = mode || (facts != nullptr && !facts->mig_on);
+  }
+  changes->put([this, wanted, touched, mode, then = std::move(then)] {
+    const bool ask = mode && settings.let_go;
+    if (ask) (void)settings.let_go(true);
     auto made = gate.alone([&] { return slice::change(hands, wanted); });
+    if (ask) (void)settings.let_go(false);
     auto shared = std::make_shared<const Result<std::vector<slice::Device>>>(std::move(made));
     later({.before =
                [this, touched, shared] {
@@ -638,7 +609,8 @@ void Control::Inside::change(const slice::Change& wanted,
   });
 }
 
-void Control::Inside::prepared(Turn& turn, std::int64_t id, const Result<std::vector<slice::Device>>& made) {
+void Control::Inside::prepared(Turn& turn, std::int64_t id, const Result<std::vector<slice::Device>>& made,
+                               bool looked) {
   const auto at = entries.find(id);
   if (at == entries.end()) return;
   Entry entry = at->second;
@@ -661,6 +633,8 @@ void Control::Inside::prepared(Turn& turn, std::int64_t id, const Result<std::ve
   if (entry.lease->state == State::releasing) return scrub(turn, id);
   if (entry.lease->state != State::preparing) return;
   if (made.ok()) {
+    const auto time = starts_in(*entry.lease);
+    if (time.count() > 0 || (entry.waited && !looked)) return wait_turn(turn, id, time, made);
     step(turn, daemon_caller(), id, lease::Event::ready, "");
     changed_terms.insert(id);
     tell_runtimes(turn, entries.at(id).lease);
@@ -802,23 +776,101 @@ void Control::Inside::scrub(Turn& turn, std::int64_t id) {
     parts.push_back(part);
   }
   set_entry(turn, id, std::move(entry));
-  turn.after.push_back([this, id] { files->put([this, id] { (void)slice::remove_cdi(hands, id); }); });
-  turn.after.push_back([this, id, lease, parts = std::move(parts)] {
-    rounds->put([this, id, lease, parts] {
-      std::vector<std::string> left;
-      for (const auto& part : parts) {
-        auto done = gate.shared([&] { return slice::scrub(hands, *lease, part); });
-        if (!done.ok()) {
-          left.push_back(done.error().message());
-        } else {
-          for (auto& text : done->left) left.push_back(std::move(text));
-        }
-      }
-      later({.run = [this, id, left = std::move(left)](Turn& later_turn) { scrubbed(later_turn, id, left); },
-             .ours = true,
-             .idle = !somebody_waits});
-    });
+  turn.beside.push_back([this, id] { files->put([this, id] { (void)slice::remove_cdi(hands, id); }); });
+  turn.beside.push_back([this, one = Leaving{id, lease, std::move(parts)}] {
+    {
+      const std::lock_guard hold(leaving_mutex);
+      leaving.push_back(one);
+    }
+    sweeps->put([this] { sweep(); });
   });
+}
+
+// Most tenants leave nothing, and to see that for all who go at a time costs no more than for one: reading
+// the whole of /proc, and asking the driver. Those of whom something is left are looked at one by one.
+void Control::Inside::sweep() {
+  std::vector<Leaving> all;
+  {
+    const std::lock_guard hold(leaving_mutex);
+    const auto end = leaving.begin() + static_cast<std::ptrdiff_t>(std::min(leaving.size(), most_in_sweep));
+    all.assign(std::make_move_iterator(leaving.begin()), std::make_move_iterator(end));
+    leaving.erase(leaving.begin(), end);
+  }
+  if (all.empty()) return;  // the sweep before took it along
+  const auto began = monotonic_ns();
+  std::vector<slice::Held> held;
+  for (const auto& one : all)
+    for (const auto& part : one.parts) held.push_back({*one.lease, part});
+  const auto clean = gate.shared([&] { return slice::clean(hands, held); });
+  std::vector<Command> done;
+  std::size_t at = 0;
+  for (auto& one : all) {
+    bool nothing_left = true;
+    for (std::size_t i = 0; i < one.parts.size(); ++i, ++at)
+      nothing_left = nothing_left && clean.ok() && (*clean)[at];
+    if (nothing_left) {
+      done.push_back(scrubbed_later(one.id, {}));
+      continue;
+    }
+    // A share is scrubbed by its name, of which all parts have the same: one lane for it, however many there
+    // are.
+    if (one.lease->ask.cls == lease::Class::share) one.parts.resize(1);
+    const auto closer = std::make_shared<Closer>(std::move(one));
+    for (std::size_t i = 0; i < closer->one.parts.size(); ++i)
+      rounds->put([this, closer, i] { scrub_closer(*closer, i); });
+  }
+  later(std::move(done));
+  // Half of the time is enough for this: who asks meanwhile has the processor, and the next sweep more to do.
+  if (!somebody_waits)
+    std::this_thread::sleep_for(std::min(std::chrono::nanoseconds(monotonic_ns() - began), most_rest));
+}
+
+void Control::Inside::scrub_closer(Closer& closer, std::size_t part) {
+  const auto& one = closer.one;
+  // A tenant whose programs ignore SIGTERM keeps nobody else waiting: a grace passes outside the gate and
+  // without a turn, so changes go on and many wait beside each other. A turn is taken inside the gate and
+  // never kept over it: a change that waits at the gate waits for nobody who waits for a turn outside.
+  slice::Settings with = hands;
+  with.waits = [this](bool waiting) {
+    if (waiting) {
+      closer_turns.release();
+      gate.step_out();
+    } else {
+      gate.step_in();
+      closer_turns.acquire();
+    }
+  };
+  const auto done = gate.shared([&] {
+    closer_turns.acquire();
+    auto scrubbed = slice::scrub(with, *one.lease, one.parts[part]);
+    closer_turns.release();
+    return scrubbed;
+  });
+  {
+    const std::lock_guard hold(closer.mutex);
+    if (!done.ok())
+      closer.left.push_back(done.error().message());
+    else
+      closer.left.insert(closer.left.end(), done->left.begin(), done->left.end());
+    if (--closer.open > 0) return;
+  }
+  // A program of one part may have gone over to another that was seen clean before.
+  if (closer.left.empty() && one.parts.size() > 1) {
+    std::vector<slice::Held> held;
+    for (const auto& its : one.parts) held.push_back({*one.lease, its});
+    const auto clean = gate.shared([&] { return slice::clean(hands, held); });
+    if (!clean.ok())
+      closer.left.push_back(clean.error().message());
+    else if (std::find(clean->begin(), clean->end(), false) != clean->end())
+      closer.left.emplace_back("something came to one of its parts while the others were scrubbed");
+  }
+  later(scrubbed_later(one.id, std::move(closer.left)));
+}
+
+Command Control::Inside::scrubbed_later(std::int64_t id, std::vector<std::string> left) {
+  return {.run = [this, id, left = std::move(left)](Turn& turn) { scrubbed(turn, id, left); },
+          .ours = true,
+          .idle = !somebody_waits};
 }
 
 void Control::Inside::scrubbed(Turn& turn, std::int64_t id, const std::vector<std::string>& left) {

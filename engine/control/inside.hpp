@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <semaphore>
 #include <set>
 #include <thread>
 #include <tuple>
@@ -55,6 +56,16 @@ class Gate {
     const Leave leave{[this] { --inside_; }, *this};
     return work();
   }
+  // Within shared work: out of the driver for a while, and in again behind the changes that wait. Whatever
+  // was seen before is to be looked at again.
+  void step_out() {
+    const Leave leave{[this] { --inside_; }, *this};
+  }
+  void step_in() {
+    std::unique_lock hold(mutex_);
+    open_.wait(hold, [this] { return !alone_ && waiting_ == 0; });
+    ++inside_;
+  }
   template <class F>
   auto alone(F&& work) {
     {
@@ -93,6 +104,8 @@ struct Turn {
   book::Batch batch = {};
   std::vector<std::function<void()>> undo = {};
   std::vector<std::function<void()>> after = {};
+  // Work for the lanes, when all is answered: awake, they would take the processor from those who wait.
+  std::vector<std::function<void()>> beside = {};
   std::map<std::pair<std::string, std::string>, book::Key> keys = {};  // of this batch, not in the book yet
   std::int64_t creating = 0;  // the lease at hand: its record is written once, with its first answer
 };
@@ -115,8 +128,25 @@ struct Entry {
   bool at_work = false;                // a job for it is in a lane
   std::int64_t preempts_for = 0;       // the lease it was given notice for
   bool preempts = false;               // others were given notice for it
+  bool waited = false;                 // for its turn to start: what is its own is looked at again
   unsigned tries = 0;                  // preparations that failed and may go better next time
   std::optional<WallTime> again = {};  // scrub, prepare, look for a place again
+};
+
+// One that ended, until it is known that nothing of it is left in these parts.
+struct Leaving {
+  std::int64_t id = 0;
+  std::shared_ptr<const lease::Lease> lease = {};
+  std::vector<lease::Part> parts = {};
+};
+
+// One of them of whom something is left. Its parts are scrubbed beside each other; the last one tells.
+struct Closer {
+  explicit Closer(Leaving its) : one(std::move(its)), open(one.parts.size()) {}
+  const Leaving one;
+  std::mutex mutex = {};
+  std::size_t open;  // parts that are not done
+  std::vector<std::string> left = {};
 };
 
 // A GPU as last looked at.
@@ -150,6 +180,8 @@ struct Used {
   std::int64_t month = 0;      // months since year 0
   std::uint64_t milli_ms = 0;  // thousandths of a GPU times milliseconds
   WallTime at = {};
+  double past = 0;  // of its shares, decayed, as fairness counts it: as of past_at
+  WallTime past_at = {};
 };
 
 struct Flood {  // of refusals, in one minute
@@ -187,6 +219,7 @@ struct Control::Inside {
   static Event event_of(const book::Audit& line);
   bool submit(Command command);  // any thread; false: full
   void later(Command command);   // a lane's result
+  void later(std::vector<Command> commands);
   WallTime now_wall() const { return settings.clock ? settings.clock() : wall_now(); }
 
   // ---- people.cpp
@@ -196,13 +229,14 @@ struct Control::Inside {
   };
   std::optional<Refusal> denied(const Caller& caller, Right right, const std::string& owner,
                                 const std::string& what) const;
-  void note(Turn& turn, const Caller& caller, std::string verb, std::string what, std::string tenant,
+  std::string trouble_for(const Caller& caller) const;  // its words, to those who may see the host
+  void note(Turn& turn, const Caller& caller, std::string verb, const std::string& what, std::string tenant,
             std::string outcome, Json detail);
   bool worth_a_line(Turn& turn, const std::string& tenant);
   void note_refusal(Turn& turn, const Caller& caller, const std::string& verb, const std::string& what,
                     const Refusal& refusal, const std::string& tenant);
   void put_tenant(Turn& turn, const Caller& caller, tenant::Tenant wanted,
-                  std::optional<std::int64_t> version, const Then<tenant::Tenant>& then);
+                  std::optional<std::int64_t> version, const Once& once, const Then<tenant::Tenant>& then);
   void end_tenant(Turn& turn, const Caller& caller, const std::string& name,
                   const Then<tenant::Tenant>& then);
   void create_token(Turn& turn, const Caller& caller, const AskToken& ask, const Then<NewToken>& then);
@@ -214,7 +248,16 @@ struct Control::Inside {
                const std::string& why);
   void reread(Turn& turn, const Caller& caller, const Then<bool>& then);
   void drain(Turn& turn, const Caller& caller, bool on, const Then<bool>& then);
+  void cordon(Turn& turn, const Caller& caller, const Uuid& gpu, const std::optional<std::string>& why,
+              const Then<PoolGpu>& then);
+  void evict(Turn& turn, const Caller& caller, std::int64_t id, const std::string& why,
+             const Then<lease::Lease>& then);
   void publish_tokens();
+
+  // What a key was answered before; nullopt: nothing, and `key` is to be kept with the answer.
+  std::optional<Answer<Json>> said_before(const Turn& turn, const Caller& caller, const Once& once,
+                                          book::Key& key) const;
+  void keep_answer(Turn& turn, book::Key key, const Json& answer) const;
 
   // ---- decide.cpp: leases
   void create(Turn& turn, const Caller& caller, const lease::Ask& ask, const Once& once,
@@ -224,6 +267,7 @@ struct Control::Inside {
   void release(Turn& turn, const Caller& caller, std::int64_t id, std::optional<std::int64_t> version,
                const Then<lease::Lease>& then);
   void old_lease(Turn& turn, const Caller& caller, std::int64_t id, const Then<lease::Lease>& then);
+  void standing(Turn& turn, const Caller& caller, std::int64_t id, const Then<Standing>& then);
   // Refusal, or the lease; its entry when it is not over.
   std::optional<Refusal> find_lease(const Caller& caller, access::Verb verb, std::int64_t id,
                                     std::optional<std::int64_t> version,
@@ -240,10 +284,15 @@ struct Control::Inside {
   void withdraw_notices(Turn& turn, std::int64_t preemptor);
   void end_holding(Turn& turn, const Caller& who, std::int64_t id, lease::Event event, std::string reason);
   void scrub(Turn& turn, std::int64_t id);
+  void sweep();  // in its lane: all that wait, with one look
+  // Ends what is left of it in one of its parts.
+  void scrub_closer(Closer& closer, std::size_t part);
+  Command scrubbed_later(std::int64_t id, std::vector<std::string> left);
   void scrubbed(Turn& turn, std::int64_t id, const std::vector<std::string>& left);
   void prepare(Turn& turn, std::int64_t id, slice::Change change);
   void tell_runtimes(Turn& turn, const std::shared_ptr<const lease::Lease>& lease);
-  void prepared(Turn& turn, std::int64_t id, const Result<std::vector<slice::Device>>& made);
+  void prepared(Turn& turn, std::int64_t id, const Result<std::vector<slice::Device>>& made,
+                bool looked = false);
   void reclaim_idle(Turn& turn);
   void change(const slice::Change& change,
               std::function<void(Turn&, const Result<std::vector<slice::Device>>&)> then);
@@ -290,6 +339,7 @@ struct Control::Inside {
   void submit_all();
   void look();
   PoolGpu pool_gpu(placement::GpuNo number) const;
+  void set_door(placement::GpuNo number);  // whether the engine may choose it
 
   // ---- metering
   Used settled(const std::string& tenant, WallTime now) const;
@@ -317,6 +367,7 @@ struct Control::Inside {
   std::set<std::int64_t> preemptors = {}, noticed = {}, preemptible = {};
   std::map<std::string, std::set<std::int64_t>> of_tenant = {};
   std::vector<std::set<std::int64_t>> leases_on = {};  // by GpuNo
+  std::map<std::string, Cordon> cordons = {};          // by GPU, those that are not there as well
   std::map<std::string, Used> used = {};
   std::map<std::string, std::uint64_t> weights = {};
   std::deque<std::int64_t> over = {};  // oldest first
@@ -331,6 +382,7 @@ struct Control::Inside {
   std::vector<Casualty> first_casualties = {};
   std::array<std::int64_t, 4> class_gpus = {};  // GPUs that serve each class
   bool retry_queue = false;
+  std::uint64_t turned_away = 0;  // when the last one found no room who would not wait in the queue
   std::string driver_trouble = {}, disk_trouble = {};
   std::uint64_t next_tick = 0, next_look = 0, next_forget = 0;
   bool looking = false;
@@ -355,9 +407,20 @@ struct Control::Inside {
   bool ending = false;
 
   mutable Gate gate = {};
-  // Changes one by one; looks and scrubs beside each other; CDI files in order.
-  std::unique_ptr<Lane> changes = {}, rounds = {}, files = {};
+  std::mutex leaving_mutex = {};
+  std::vector<Leaving> leaving = {};  // for the next sweep
+  // Changes one by one; looks and scrubs beside each other; sweeps and CDI files in order.
+  std::unique_ptr<Lane> changes = {}, rounds = {}, sweeps = {}, files = {};
+  std::counting_semaphore<> closer_turns{4};  // scrubs that work, not those that wait for a grace to pass
   std::thread thread = {};
+
+  // ---- aside.cpp: starts are staggered
+  std::chrono::milliseconds starts_in(const lease::Lease& lease) const;
+  void wait_turn(Turn& turn, std::int64_t id, std::chrono::milliseconds time,
+                 const Result<std::vector<slice::Device>>& made);
+  mutable std::mutex starts_mutex = {};
+  std::function<std::chrono::milliseconds(const lease::Lease&)> starts = {};
+  std::unique_ptr<Lane> turns = {};  // last: it gives work to all of the above
 };
 
 std::string short_time(WallTime time);  // "2026-11-22T14:05:09Z"

@@ -18,6 +18,7 @@ using access::Verb;
 using access::Whose;
 
 constexpr std::size_t user_bytes = 128, note_bytes = 200, id_digits = 16, secret_digits = 64;
+constexpr std::size_t key_bytes = 128, hex_digits = 64;
 constexpr std::size_t most_tokens = 100'000, most_tenants = 10'000;
 constexpr unsigned refused_a_minute = 600;  // lines of the audit log that strangers can cause
 constexpr std::uint64_t minute_ns = 60'000'000'000;
@@ -70,6 +71,17 @@ Json json_of(const User& user) {
 
 bool good(const book::Token& token, WallTime now) {
   return !token.revoked && (!token.expires || now < *token.expires);
+}
+
+std::optional<book::Hash> hash_of(std::string_view hex) {
+  book::Hash hash{};
+  if (hex.size() != hex_digits) return std::nullopt;
+  for (std::size_t i = 0; i < hash.size(); ++i) {
+    const auto byte = parse_u64(hex.substr(2 * i, 2), 16);
+    if (!byte) return std::nullopt;
+    hash[i] = static_cast<std::uint8_t>(*byte);
+  }
+  return hash;
 }
 
 }  // namespace
@@ -130,7 +142,14 @@ std::optional<Refusal> Control::Inside::denied(const Caller& caller, Right right
                                          : fmt::format("{}", access::name_of(right.resource)))};
 }
 
-void Control::Inside::note(Turn& turn, const Caller& caller, std::string verb, std::string what,
+// What the driver and the disk say is full of the host's names: paths, processes, other GPUs.
+std::string Control::Inside::trouble_for(const Caller& caller) const {
+  if (access::may(caller.role, access::Verb::read, Resource::gpus, access::Whose::others))
+    return disk_trouble.empty() ? driver_trouble : disk_trouble;
+  return "the host cannot be changed now; its operators are told why";
+}
+
+void Control::Inside::note(Turn& turn, const Caller& caller, std::string verb, const std::string& what,
                            std::string tenant, std::string outcome, Json detail) {
   turn.batch.audit.push_back(
       {.at = turn.now,
@@ -139,7 +158,7 @@ void Control::Inside::note(Turn& turn, const Caller& caller, std::string verb, s
        .tenant = std::move(tenant),
        .from = caller.from.substr(0, book::name_bytes),
        .verb = std::move(verb),
-       .what = std::move(what),
+       .what = printable(what, book::text_bytes / 2),  // a line that does not fit would take its batch along
        .outcome = std::move(outcome),
        .detail = std::move(detail)});
 }
@@ -200,8 +219,49 @@ void Control::Inside::set_tenant(Turn& turn, const std::string& name,
   set_nominals();
 }
 
+std::optional<Answer<Json>> Control::Inside::said_before(const Turn& turn, const Caller& caller,
+                                                         const Once& once, book::Key& key) const {
+  if (once.key.empty()) return std::nullopt;
+  const auto request = hash_of(once.request);
+  const bool good = once.key.size() <= key_bytes && std::all_of(once.key.begin(), once.key.end(),
+                                                                [](char c) { return c > 0x20 && c < 0x7f; });
+  if (!good || !request)
+    return Refusal{.why = Denied::invalid,
+                   .what = fmt::format("the idempotency key: 1 to {} printable characters", key_bytes)};
+  // The same words of two callers are two keys.
+  key = {.user = book::hex(book::sha256(caller.user + "\n" + caller.tenant)),
+         .key = once.key,
+         .request = *request,
+         .at = turn.now};
+  std::optional<book::Key> first;
+  if (const auto at = turn.keys.find({key.user, key.key}); at != turn.keys.end()) {
+    first = at->second;
+  } else {
+    auto kept = book->key(key.user, key.key);
+    if (!kept.ok()) return Refusal{.why = Denied::unavailable, .what = kept.error().message()};
+    first = std::move(*kept);
+  }
+  if (!first || first->at + settings.key_keep <= turn.now) return std::nullopt;
+  if (first->request != key.request)
+    return Refusal{.why = Denied::conflict,
+                   .what = "this idempotency key was used with another request",
+                   .ways = {"a new request takes a new key"}};
+  auto json = parse_json(first->body);
+  if (!json.ok()) return Refusal{.why = Denied::unavailable, .what = json.error().message()};
+  return std::move(*json);
+}
+
+void Control::Inside::keep_answer(Turn& turn, book::Key key, const Json& answer) const {
+  if (key.key.empty()) return;
+  key.status = 201;
+  key.body = answer.dump(-1, ' ', false, Json::error_handler_t::replace);
+  turn.keys[{key.user, key.key}] = key;
+  turn.batch.keys.push_back(std::move(key));
+}
+
 void Control::Inside::put_tenant(Turn& turn, const Caller& caller, tenant::Tenant wanted,
-                                 std::optional<std::int64_t> version, const Then<tenant::Tenant>& then) {
+                                 std::optional<std::int64_t> version, const Once& once,
+                                 const Then<tenant::Tenant>& then) {
   const std::string what = fmt::format("tenant/{}", printable(wanted.name, 80));
   const auto refuse = [&](Refusal refusal) {
     note_refusal(turn, caller, "put", what, refusal, "");
@@ -213,6 +273,14 @@ void Control::Inside::put_tenant(Turn& turn, const Caller& caller, tenant::Tenan
   const bool there = old != live.tenants.end();
   const auto right = !there ? Right{Verb::create, Resource::tenants} : Right{Verb::change, Resource::tenants};
   if (auto no = denied(caller, right, *name, what)) return refuse(std::move(*no));
+  book::Key key;
+  if (auto before = said_before(turn, caller, once, key)) {
+    if (auto* no = std::get_if<Refusal>(&*before)) return refuse(std::move(*no));
+    auto tenant = tenant::parse_tenant(std::get<Json>(*before));
+    if (!tenant.ok()) return refuse({.why = Denied::unavailable, .what = tenant.error().message()});
+    turn.after.push_back([then, tenant = std::move(*tenant)] { then(tenant); });
+    return;
+  }
   if (version && *version == 0 && there)
     return refuse({.why = Denied::conflict, .what = fmt::format("there is a tenant {} already", *name)});
   if (version && *version != 0 && (!there || old->second->version != *version))
@@ -239,6 +307,7 @@ void Control::Inside::put_tenant(Turn& turn, const Caller& caller, tenant::Tenan
   turn.batch.tenants.push_back({.name = *name, .body = body});
   note(turn, caller, there ? "change" : "create", what, *name, "done", body);
   set_tenant(turn, *name, std::make_shared<const tenant::Tenant>(wanted));
+  keep_answer(turn, std::move(key), body);
   retry_queue = true;
   turn.after.push_back([then, wanted] { then(wanted); });
 }
@@ -253,7 +322,8 @@ void Control::Inside::end_tenant(Turn& turn, const Caller& caller, const std::st
   const auto old = live.tenants.find(name);
   if (auto no = denied(caller, {Verb::end, Resource::tenants}, name, what)) return refuse(std::move(*no));
   if (old == live.tenants.end())
-    return refuse({.why = Denied::not_found, .what = fmt::format("there is no {}", what)});
+    return refuse(
+        {.why = Denied::not_found, .what = fmt::format("there is no tenant {}", printable(name, 80))});
   const auto holding = live.held.find(name);
   if (holding != live.held.end() && holding->second.leases > 0) {
     std::vector<std::string> ids;
@@ -369,7 +439,7 @@ void Control::Inside::revoke_token(Turn& turn, const Caller& caller, const std::
                        old == tokens.by_id.end() ? "" : old->second.tenant, what))
     return refuse(std::move(*no));
   if (old == tokens.by_id.end())
-    return refuse({.why = Denied::not_found, .what = fmt::format("there is no {}", what)});
+    return refuse({.why = Denied::not_found, .what = fmt::format("there is no token {}", printable(id, 80))});
   book::Token token = old->second;
   if (!token.revoked) {
     token.revoked = turn.now;
@@ -423,6 +493,87 @@ void Control::Inside::drain(Turn& turn, const Caller& caller, bool on, const The
     note(turn, caller, on ? "drain" : "undrain", "host", "", "done", Json::object());
   }
   turn.after.push_back([then, on] { then(on); });
+}
+
+void Control::Inside::cordon(Turn& turn, const Caller& caller, const Uuid& gpu,
+                             const std::optional<std::string>& why, const Then<PoolGpu>& then) {
+  const std::string what = "gpu/" + printable(gpu.text, 96);
+  const std::string verb = why ? "cordon" : "uncordon";
+  const auto refuse = [&](Refusal refusal) {
+    note_refusal(turn, caller, verb, what, refusal, "");
+    turn.after.push_back([then, refusal = std::move(refusal)] { then(refusal); });
+  };
+  if (auto no = denied(caller, {Verb::change, Resource::gpus}, "", what)) return refuse(std::move(*no));
+  const auto known =
+      std::find_if(gpus.begin(), gpus.end(), [&](const GpuFacts& facts) { return facts.uuid == gpu; });
+  // A cordon of one that is gone for good can be taken back; a new one would never be seen.
+  if (known == gpus.end() && (why || !cordons.contains(gpu.text)))
+    return refuse({.why = Denied::not_found,
+                   .what = fmt::format("there is no GPU {}", printable(gpu.text, 64)),
+                   .ways = {"bulkhead gpus --json lists them"}});
+  if (why && (why->empty() || !printable_text(*why, most_why)))
+    return refuse(
+        {.why = Denied::invalid,
+         .what = fmt::format("a cordon needs a reason, of one line and at most {} bytes", most_why)});
+  const bool stands = cordons.contains(gpu.text);
+  if (stands != why.has_value()) {
+    auto next = cordons;
+    if (why)
+      next[gpu.text] = {.why = *why, .by = caller.user, .since = turn.now};
+    else
+      next.erase(gpu.text);
+    Json kept = Json::object();
+    for (const auto& [uuid, one] : next)
+      kept[uuid] = Json{{"why", one.why}, {"by", one.by}, {"since", one.since.time_since_epoch().count()}};
+    const auto put = [this](const std::map<std::string, Cordon>& to) {
+      cordons = to;
+      for (placement::GpuNo number = 0; number < gpus.size(); ++number) set_door(number);
+      retry_queue = true;
+    };
+    turn.undo.push_back([put, was = cordons] { put(was); });
+    put(next);
+    turn.batch.settings.emplace_back("cordons", std::move(kept));
+    note(turn, caller, verb, what, "", "done", why ? Json{{"why", *why}} : Json::object());
+  }
+  turn.after.push_back([this, then, gpu] {
+    for (placement::GpuNo number = 0; number < gpus.size(); ++number)
+      if (gpus[number].uuid == gpu) return then(pool_gpu(number));
+    then(PoolGpu{.gpu = gpu, .pool = "none", .why = "it is not there"});
+  });
+}
+
+void Control::Inside::evict(Turn& turn, const Caller& caller, std::int64_t id, const std::string& why,
+                            const Then<lease::Lease>& then) {
+  const auto refuse = [&](Refusal refusal) {
+    note_refusal(turn, caller, "evict", lease_name(id), refusal, "");
+    turn.after.push_back([then, refusal = std::move(refusal)] { then(refusal); });
+  };
+  std::shared_ptr<const lease::Lease> lease;
+  if (auto no = denied(caller, {Verb::change, Resource::gpus}, "", lease_name(id)))
+    return refuse(std::move(*no));
+  if (auto no = find_lease(caller, Verb::end, id, std::nullopt, lease)) return refuse(std::move(*no));
+  if (why.empty() || !printable_text(why, most_why))
+    return refuse(
+        {.why = Denied::invalid,
+         .what = fmt::format("who loses a lease is told why, in one line of at most {} bytes", most_why)});
+  switch (lease->state) {
+    case lease::State::requested:
+    case lease::State::queued:
+      step(turn, caller, id, lease::Event::withdraw, why);
+      break;
+    case lease::State::preparing:
+      end_holding(turn, caller, id, lease::Event::withdraw, why);
+      break;
+    case lease::State::active:
+      end_holding(turn, caller, id, lease::Event::release, why);
+      break;
+    case lease::State::releasing:
+    case lease::State::ended:
+    case lease::State::failed:
+      break;
+  }
+  const auto now = live.leases.find(id);
+  turn.after.push_back([then, lease = now == live.leases.end() ? lease : now->second] { then(*lease); });
 }
 
 }  // namespace bulkhead::control

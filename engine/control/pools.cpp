@@ -292,6 +292,7 @@ std::vector<Control::Inside::Casualty> Control::Inside::rebuild(const inventory:
   for (placement::GpuNo number = 0; number < gpus.size(); ++number)
     for (const auto& gpu : host.gpus)
       if (gpu.uuid == gpus[number].uuid) settle_gpu(number, gpu, casualties);
+  for (placement::GpuNo number = 0; number < gpus.size(); ++number) set_door(number);  // vfio-pci's as well
   set_capacities();
   return casualties;
 }
@@ -332,7 +333,6 @@ void Control::Inside::settle_gpu(placement::GpuNo number, const inventory::Gpu& 
   if (facts.lost) {
     facts.lost = false;
     facts.why.clear();
-    (void)engine.drain_gpu(number, false);
   }
   dirty.insert(number);
   const bool sliced = facts.pool == Pool::mig || facts.pool == Pool::dynamic;
@@ -424,10 +424,7 @@ void Control::Inside::settle_gpu(placement::GpuNo number, const inventory::Gpu& 
   // Somebody without a lease uses the whole GPU: whoever got it now would not have it alone.
   if (!sliced && facts.pool != Pool::closed && leases_on[number].empty()) {
     const bool busy = !gpu.holders.empty();
-    if (busy != facts.shut) {
-      (void)engine.drain_gpu(number, busy);
-      retry_queue = true;
-    }
+    if (busy != facts.shut) retry_queue = true;
     facts.shut = busy;
     facts.why = busy ? fmt::format("in use by {}, without a lease", who_holds(gpu.holders)) : "";
   } else if (facts.pool == Pool::mig && !gpu.mig_now) {
@@ -439,6 +436,13 @@ void Control::Inside::settle_gpu(placement::GpuNo number, const inventory::Gpu& 
     facts.why =
         strangers.empty() ? "" : fmt::format("instances in use by {}, without a lease", who_holds(strangers));
   }
+  set_door(number);
+}
+
+void Control::Inside::set_door(placement::GpuNo number) {
+  const auto& facts = gpus[number];
+  (void)engine.drain_gpu(number, facts.lost || facts.shut || cordons.contains(facts.uuid.text));
+  dirty.insert(number);
 }
 
 std::vector<Control::Inside::Casualty> Control::Inside::refresh(const Sight& sight) {
@@ -502,8 +506,7 @@ std::vector<Control::Inside::Casualty> Control::Inside::refresh(const Sight& sig
     facts.why = "the driver does not show it any more";
     for (const auto& lost : host.lost)
       if (lost.pci.address.str() == facts.pci) facts.why = lost.why;
-    (void)engine.drain_gpu(number, true);
-    dirty.insert(number);
+    set_door(number);
     for (const auto id : leases_on[number])
       casualties.push_back({id, fmt::format("gpu {} was lost: {}", facts.index, facts.why)});
   }
@@ -554,8 +557,13 @@ PoolGpu Control::Inside::pool_gpu(placement::GpuNo number) const {
     if (out.why.empty() && lease.state == lease::State::releasing && entries.at(id).again)
       out.why = lease.reason;
   }
+  if (const auto word = cordons.find(facts.uuid.text); word != cordons.end()) {
+    out.cordon = word->second;
+    if (out.why.empty())
+      out.why = fmt::format("cordoned by {}: {}", printable(word->second.by, 64), word->second.why);
+  }
   const auto free = engine.free_on(number);
-  if (none || facts.shut)
+  if (none || facts.shut || out.cordon)
     out.free = 0;
   else if (facts.pool == Pool::mig || facts.pool == Pool::dynamic)
     out.free = facts.geometry.memory_slices == 0
@@ -773,11 +781,17 @@ void Control::Inside::submit_all() {
   }
   auto made = fairness::Book::make(config);
   BH_ASSERT(made.ok());
+  const auto now = now_wall().time_since_epoch().count();
+  // What the book before this one knew of the past; at start, what was kept.
+  for (const auto& [name, id] : fair_tenants) {
+    if (!fair) break;
+    used[name].past = fair->past(id, now);
+    used[name].past_at = WallTime(std::chrono::milliseconds(now));
+  }
   fair.emplace(std::move(*made));
   fair_tenants.clear();
   class_gpus = {-1, -1, -1, -1};
   set_capacities();
-  const auto now = now_wall().time_since_epoch().count();
   for (auto& [id, entry] : entries) {
     const auto tenant = fair_tenants.find(entry.lease->tenant);
     if (tenant == fair_tenants.end()) continue;
@@ -790,6 +804,10 @@ void Control::Inside::submit_all() {
     entry.running = lease::holds(entry.lease->state) && fair->adopt(request, now).ok();
     entry.pending = !lease::holds(entry.lease->state) && fair->submit(request, now).ok();
   }
+  // Last: what is held now was held since.
+  for (const auto& [name, id] : fair_tenants)
+    if (const auto use = used.find(name); use != used.end() && use->second.past > 0)
+      (void)fair->set_past(id, use->second.past, use->second.past_at.time_since_epoch().count(), now);
 }
 
 }  // namespace bulkhead::control

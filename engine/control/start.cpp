@@ -14,7 +14,8 @@ namespace bulkhead::control {
 
 namespace {
 
-constexpr unsigned change_lanes = 1, round_lanes = 4;
+// Scrubs wait for their graces beside each other, however few of them work at a time (closer_turns).
+constexpr unsigned change_lanes = 1, round_lanes = 64;
 
 Error record_error(Error error, std::string_view what) {
   return std::move(error).in(what).with_hint("stop the daemon and bring the last good copy of book.db back");
@@ -45,6 +46,7 @@ Status Control::Inside::open() {
   }
   changes = std::make_unique<Lane>(change_lanes);
   rounds = std::make_unique<Lane>(round_lanes);
+  sweeps = std::make_unique<Lane>(change_lanes);
   files = std::make_unique<Lane>(change_lanes);
   return ok_status();
 }
@@ -66,10 +68,17 @@ Status Control::Inside::load() {
     if (!tenant.ok()) return record_error(std::move(tenant).error(), "tenant " + record.name);
     live.tenants[record.name] = std::make_shared<const tenant::Tenant>(std::move(*tenant));
     BH_TRY(const Json use, book->setting("use/" + record.name));
-    if (use.is_object())
+    if (use.is_object()) {
       used[record.name] = {.month = use.value("month", std::int64_t{0}),
                            .milli_ms = use.value("milliMs", std::uint64_t{0}),
                            .at = WallTime(std::chrono::milliseconds(use.value("at", std::int64_t{0})))};
+      // Of an older daemon it is not there: then there was no past.
+      const auto past = use.find("past"), at = use.find("pastAt");
+      if (past != use.end() && past->is_number() && at != use.end() && at->is_number_integer()) {
+        used[record.name].past = past->get<double>();
+        used[record.name].past_at = WallTime(std::chrono::milliseconds(at->get<std::int64_t>()));
+      }
+    }
   }
   BH_TRY(const auto kept, book->tokens());
   for (const auto& token : kept) {
@@ -79,6 +88,13 @@ Status Control::Inside::load() {
   publish_tokens();
   BH_TRY(const Json draining, book->setting("draining"));
   live.draining = draining.is_boolean() && draining.get<bool>();
+  BH_TRY(const Json kept_cordons, book->setting("cordons"));
+  if (kept_cordons.is_object())
+    for (const auto& [uuid, one] : kept_cordons.items())
+      if (one.is_object())
+        cordons[uuid] = {.why = one.value("why", std::string()),
+                         .by = one.value("by", std::string()),
+                         .since = WallTime(std::chrono::milliseconds(one.value("since", std::int64_t{0})))};
   BH_TRY(last_lease, book->last_lease_id());
   BH_TRY(live.last_event, book->last_audit_id());
 

@@ -170,6 +170,9 @@ void make_healthy(World& world) {
   world.write("/etc/group", "root:x:0:\nsudo:x:27:ada\nvideo:x:44:\n");
   world.write("/etc/default/grub",
               "# comment\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet intel_iommu=on iommu=pt\"\n");
+  world.write(
+      "/boot/grub/grub.cfg",
+      "menuentry 'Debian' {\n\tlinux\t/boot/vmlinuz root=/dev/md0 ro quiet intel_iommu=on iommu=pt\n}\n");
   world.write("/etc/docker/daemon.json", R"({"userns-remap": "default"})");
   world.write("/etc/nvidia-container-runtime/config.toml",
               "accept-nvidia-visible-devices-envvar-when-unprivileged = false\n");
@@ -281,6 +284,30 @@ const Case cases[] = {
        w.write("/etc/default/grub", "GRUB_CMDLINE_LINUX_DEFAULT=\"quiet intel_iommu=on\"\n");
        w.write("/etc/default/grub.d/50.cfg", "GRUB_CMDLINE_LINUX=\"iommu=pt\"\n");
      }},
+    {"kernel.next-boot", "the loader's file was made without the argument", Verdict::warn,
+     "gone after the next boot: iommu=pt", "/boot/grub/grub.cfg",
+     [](World& w) { w.replace("/boot/grub/grub.cfg", " iommu=pt", ""); }},
+    {"kernel.next-boot", "the loader's file turns it off", Verdict::fail,
+     "turns off what works now: intel_iommu=off", "/boot/loader/entries/a-6.1.conf",
+     [](World& w) {
+       w.write("/boot/loader/entries/a-6.1.conf",
+               "title A\nlinux /vmlinuz\noptions root=/dev/sda1 iommu=pt intel_iommu=on intel_iommu=off\n");
+     }},
+    {"vfio.boot", "a device was bound by hand", Verdict::warn,
+     "1 of 1 devices that virtual machines have now", "/etc/udev/rules.d/10-bulkhead-vfio.rules",
+     [](World& w) {
+       w.host.nvswitches[0].address = PciAddress::parse("0000:05:00.0").value();
+       w.host.nvswitches[0].driver = std::string("vfio-pci");
+     }},
+    {"vfio.boot", "the initramfs holds the host's driver", Verdict::warn,
+     "nvidia may take a device before vfio-pci", "/etc/initramfs-tools/modules",
+     [](World& w) {
+       w.write("/etc/udev/rules.d/10-bulkhead-vfio.rules",
+               "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"0000:1b:00.0\", "
+               "ATTR{driver_override}=\"vfio-pci\", RUN{builtin}+=\"kmod load vfio-pci\"\n");
+       w.write("/sys/bus/pci/devices/0000:1b:00.0/vendor", "0x10de\n");
+       w.write("/etc/initramfs-tools/modules", "# a comment about nvidia\nnvidia\n");
+     }},
     {"iommu.gpu-groups", "a GPU has no group", Verdict::fail, "no IOMMU group: 0000:9d:00.0",
      "/sys/kernel/iommu_groups",
      [](World& w) { w.host.gpus[1].pci.iommu_group = Reading<unsigned>::missing("no such file"); }},
@@ -311,6 +338,13 @@ const Case cases[] = {
      [](World& w) {
        w.replace(std::string(gpu0) + "/resource", "0x0000102000000000 0x0000102001ffffff 0x000000000014220c",
                  "0x0000000000000000 0x0000000000000000 0x0000000000000000");
+     }},
+    {"pci.vf-windows", "the bridge has no room for virtual functions", Verdict::warn,
+     "1 of 1 GPUs have no room for virtual functions", "/sys/bus/pci/devices/0000:1b:00.0/resource",
+     [](World& w) {
+       std::string text = h100_windows;
+       for (int i = 0; i < 7; ++i) text += "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
+       w.write(std::string(gpu0) + "/resource", text);
      }},
     {"pci.above-4g", "all windows lie low", Verdict::fail, "Above 4G Decoding is off", "/proc/iomem",
      [](World& w) {
@@ -347,6 +381,14 @@ const Case cases[] = {
     {"pci.numa", "numa_node -1 on two nodes", Verdict::warn, "does not say",
      "/sys/bus/pci/devices/0000:1b:00.0/numa_node",
      [](World& w) { w.host.gpus[0].pci.numa_node = Reading<int>::missing("-1"); }},
+    {"pci.numa", "numa_node -1 of an accelerator without a driver", Verdict::warn, "does not say",
+     "/sys/bus/pci/devices/0000:9d:00.0/numa_node",
+     [](World& w) {
+       inventory::Accelerator one{.pci = w.host.gpus[1].pci, .maker = "AMD"};
+       one.pci.driver = Reading<std::string>::missing("no driver is bound");
+       one.pci.numa_node = Reading<int>::missing("-1");
+       w.host.accelerators.push_back(one);
+     }},
 
     {"driver.loaded", "no kernel driver", Verdict::fail, "not loaded", "/proc/driver/nvidia/version",
      [](World& w) { w.remove("/proc/driver/nvidia/version"); }},
@@ -595,8 +637,9 @@ TEST(Doctor, CoversTheRequirementsItPromises) {
   std::set<std::string_view> covered;
   for (const auto& check : doctor::checks())
     covered.insert(check.requirements.begin(), check.requirements.end());
-  for (const char* row : {"R1",  "R2",  "R3",  "R4",  "R6",  "R7",  "R8",  "R9",  "R10", "R15", "R16",
-                          "R17", "R20", "R21", "R22", "R23", "R24", "R28", "R31", "R32", "R37", "R40"}) {
+  for (const char* row :
+       {"R1",  "R2",  "R3",  "R4",  "R6",  "R7",  "R8",  "R9",  "R10", "R15", "R16", "R17",
+        "R19", "R20", "R21", "R22", "R23", "R24", "R28", "R30", "R31", "R32", "R37", "R40"}) {
     EXPECT_TRUE(covered.contains(row)) << row;
   }
 }
@@ -708,6 +751,78 @@ TEST(Doctor, MendsInTheWordsOfTheDistribution) {
   EXPECT_NE(mend("ID=sles\nID_LIKE=suse\n", "sles").find("update-bootloader --add-option 'intel_iommu=on'"),
             std::string::npos);
   EXPECT_NE(mend("ID=gentoo\n", "gentoo").find("# add to the kernel's command line"), std::string::npos);
+}
+
+TEST(Doctor, PrintsTheRuleThatAllowsWhatWasDeniedAndNoMore) {
+  const auto mend = [](const char* id, const char* line) {
+    World world;
+    make_healthy(world);
+    world.append("/var/log/audit/audit.log", std::string(line) + "\n");
+    return join(finding(examined(world), id).mend, "\n");
+  };
+  EXPECT_EQ(mend("apparmor.gpu",
+                 "type=AVC msg=audit(2): apparmor=\"DENIED\" operation=\"open\" profile=\"libvirt-1f\" "
+                 "name=\"/dev/vfio/24\" pid=9 comm=\"qemu\" requested_mask=\"wr\" denied_mask=\"wr\""),
+            "echo '  /dev/vfio/[0-9]* rw,' | tee -a /etc/apparmor.d/local/abstractions/libvirt-qemu\n"
+            "systemctl reload apparmor\n# a guest that runs keeps its old profile: stop and start it");
+  EXPECT_NE(mend("apparmor.gpu",
+                 "type=AVC msg=audit(2): apparmor=\"DENIED\" operation=\"open\" profile=\"/usr/bin/thing\" "
+                 "name=\"/dev/nvidia3\" denied_mask=\"r\"")
+                .find("echo '  /dev/nvidia3 r,' | tee -a /etc/apparmor.d/local/usr.bin.thing\n"),
+            std::string::npos);
+  EXPECT_NE(mend("selinux.gpu",
+                 "type=AVC msg=audit(2): avc:  denied  { open read } for pid=9 comm=\"qemu\" "
+                 "path=\"/dev/vfio/24\" scontext=system_u:system_r:svirt_t:s0:c1,c2 "
+                 "tcontext=system_u:object_r:vfio_device_t:s0 tclass=chr_file")
+                .find("echo '(allow svirt_t vfio_device_t (chr_file (open read)))' > bulkhead-gpu.cil\n"),
+            std::string::npos);
+  // A name that a tenant could choose reaches no command.
+  const auto hostile = mend(
+      "apparmor.gpu", "type=AVC apparmor=\"DENIED\" profile=\"x';reboot;'\" name=\"/dev/vfio/1';reboot;'\"");
+  EXPECT_EQ(hostile.find("reboot"), std::string::npos) << hostile;
+}
+
+TEST(Doctor, KnowsWhenVfioIsEarlyEnoughAtTheNextBoot) {
+  World world;
+  make_healthy(world);
+  world.write("/etc/udev/rules.d/10-bulkhead-vfio.rules",
+              "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"0000:1b:00.0\", "
+              "ATTR{driver_override}=\"vfio-pci\", RUN{builtin}+=\"kmod load vfio-pci\"\n");
+  world.write("/sys/bus/pci/devices/0000:1b:00.0/vendor", "0x10de\n");
+  EXPECT_EQ(finding(examined(world), "vfio.boot").verdict, Verdict::ok);
+  world.write("/etc/initramfs-tools/modules", "nvidia\n");
+  EXPECT_EQ(finding(examined(world), "vfio.boot").verdict, Verdict::warn);
+  world.write("/etc/modprobe.d/v.conf", "softdep nvidia pre: vfio-pci\n");
+  EXPECT_EQ(finding(examined(world), "vfio.boot").verdict, Verdict::ok);
+  world.write("/lib/modules/6.1.0-28-amd64/modules.builtin", "kernel/drivers/gpu/drm/nouveau/nouveau.ko\n");
+  const auto found = finding(examined(world), "vfio.boot");
+  EXPECT_EQ(found.verdict, Verdict::warn);
+  EXPECT_NE(found.says.find("nouveau"), std::string::npos);
+}
+
+TEST(Doctor, NamesFirmwareAndBoardAndSaysWhatSmbiosCannotTell) {
+  World world;
+  make_healthy(world);
+  std::string table = smbios(0x08).substr(0, 0x18);
+  table[4] = 1, table[5] = 2, table[8] = 3;
+  table += std::string(
+      "Vendor\0"
+      "1.2\0"
+      "01/02/2025\0\0",
+      23);
+  table += std::string(
+      "\x02\x08\x01\x00\x01\x02\x00\x00"
+      "Maker\0Board 7\0\0",
+      8 + 15);
+  table += std::string("\x7f\x04\x00\x00\x00\x00", 6);
+  world.write("/sys/firmware/dmi/tables/DMI", table);
+  const auto found = finding(examined(world), "firmware.smbios");
+  EXPECT_EQ(found.verdict, Verdict::ok);
+  EXPECT_NE(found.says.find("no bit for SR-IOV, VT-d, ACS or Above 4G"), std::string::npos) << found.says;
+  ASSERT_FALSE(found.evidence.empty());
+  EXPECT_NE(found.evidence[0].words.find("firmware Vendor 1.2 01/02/2025, board Maker Board 7"),
+            std::string::npos)
+      << found.evidence[0].words;
 }
 
 TEST(Doctor, KeepsToThePurposeAsked) {

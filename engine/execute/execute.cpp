@@ -34,6 +34,9 @@ unsigned deadline_of(const plan::Action& action, const Options& options) {
   if (std::holds_alternative<plan::SetFile>(action)) return 300'000;     // update-grub asks every disk
   if (std::holds_alternative<plan::SetUnit>(action)) return 120'000;     // systemd's 90 s and the probe
   if (std::holds_alternative<plan::SetMigMode>(action)) return 120'000;  // may reset the GPU
+  // Of a device that does not come back from a reset the kernel takes a minute to say so: at the open, when
+  // it is asked for, and at the close.
+  if (std::holds_alternative<plan::Prove>(action)) return 240'000;
   return 60'000;
 }
 
@@ -50,9 +53,40 @@ Result<std::optional<std::string>> file_now(const fs::path& path) {
   return std::move(text).error();
 }
 
+// What another boot may have changed since the journal saw it: a boot gives devices to whom udev's rule says.
+bool changes_at_boot(const plan::Action& action) {
+  return std::holds_alternative<plan::SetDriver>(action) ||
+         std::holds_alternative<plan::SetVirtualFunctions>(action) ||
+         std::holds_alternative<plan::SetPermission>(action);
+}
+
+// What a step's detail means to its undo. A journal that somebody touched may hold anything.
+Json kept(Json detail) {
+  if (!detail.is_object()) return Json::object();
+  detail.erase("devices");
+  return detail;
+}
+
 constexpr std::string_view apply_verb = "apply";
 // A run that apply does not continue and rollback does not take back.
 bool is_aside(const store::Run& run) { return run.verb != apply_verb && run.verb != "rollback"; }
+
+// What to type where some of the devices could not be taken back: a group in pieces is nobody's.
+std::string whole_again(const std::vector<store::Step>& steps) {
+  std::vector<std::string> slots;
+  for (const auto& step : steps) {
+    const auto action = plan::action_from_json(step.action);
+    const auto* driver = action.ok() ? std::get_if<plan::SetDriver>(&*action) : nullptr;
+    if (driver == nullptr) continue;
+    auto address = driver->target.function.str();
+    if (std::find(slots.begin(), slots.end(), address) == slots.end()) slots.push_back(std::move(address));
+  }
+  return fmt::format(
+      "mend what failed, then: bulkhead rollback\nor give the devices to the host: bulkhead reclaim {}\nor "
+      "to "
+      "guests: bulkhead apply -f FILE",
+      join(slots, " "));
+}
 
 // One run's work on one open journal.
 class Session {
@@ -85,16 +119,18 @@ class Session {
     std::string why = {}, hint = {};
     std::optional<Errc> code = {};
     bool in_doubt = false;  // it may have left something: the step stays `intended`
+    std::string note = {};
   };
 
   void tell(Event::Kind kind, std::string text, std::size_t number = 0, std::size_t total = 0,
-            std::uint64_t elapsed_ms = 0) const {
+            std::uint64_t elapsed_ms = 0, std::string note = {}) const {
     if (options_.tell)
       options_.tell({.kind = kind,
                      .number = number,
                      .total = total,
                      .text = std::move(text),
-                     .elapsed_ms = elapsed_ms});
+                     .elapsed_ms = elapsed_ms,
+                     .note = std::move(note)});
   }
 
   Result<std::string> boot_id() const {
@@ -108,6 +144,7 @@ class Session {
   Result<store::Effects> effects(const plan::Action& action, const Json& detail,
                                  const std::optional<Sight>& sight) const;
   Result<Json> detail_for(const plan::Action& action, const std::string& boot);
+  std::string openers_of(const plan::Action& action) const;
   // Intent, act, read back, outcome.
   Result<Taken> take(std::int64_t run, const plan::Action& action, const std::string& why, Json detail,
                      const std::vector<inventory::Holder>& evicts, std::optional<std::int64_t> undoes);
@@ -116,12 +153,18 @@ class Session {
               const std::string& boot, Outcome& outcome,
               const std::function<std::vector<inventory::Holder>(const plan::Action&)>& holders);
   Result<std::vector<store::Step>> done_steps(std::int64_t run) const;
+  // What has to be taken back of a run: its done steps and, where another boot lies behind it, all that it
+  // meant to do to devices; the latter have no id.
+  Result<std::vector<store::Step>> to_take_back(const store::Run& run, const std::string& boot);
   Result<std::optional<std::int64_t>> open_run() const;
+  // The run that was cut off, when it meant the same and the host shows all of it.
+  Status close_open_run(const std::string& node_file) const;
 
   const Options& options_;
   std::unique_ptr<store::Store> journal_;
   store::Lock lock_;
   Worker worker_;
+  Json devices_ = {};  // what the run at hand means to do to devices: recorded with its first step
   const inventory::Host* host_ = nullptr;  // as last observed: gives GPUs their index in what people read
 };
 
@@ -160,7 +203,7 @@ Result<bool> Session::settle_step(const store::Step& step, Outcome& outcome) {
   const plan::Action& action = *parsed;
   const unsigned deadline = deadline_of(action, options_);
   const std::string name = fmt::format("run {} was cut off in '{}'", step.run, sentence(action, nullptr));
-  Json again = step.detail;
+  Json again = kept(step.detail);
   again["again"] = true;
 
   BH_TRY(Sight sight, worker_.inspect(action, again, deadline));
@@ -178,6 +221,14 @@ Result<bool> Session::settle_step(const store::Step& step, Outcome& outcome) {
   if (redo) {
     const auto done = worker_.act(action, again, deadline);
     if (done.failed) trouble = done.failed->message();
+    // Off the bus, and no scan finds it: it is nobody's, and whenever it comes back it is the host's. It must
+    // not stand in the way of everything else until then.
+    if (const auto* driver = std::get_if<plan::SetDriver>(&action);
+        driver != nullptr && driver->replug && done.failed && done.failed->code() == Errc::gone) {
+      BH_CHECK(journal_->settle(step.id, StepState::not_done, "settled after a kill: " + trouble, {}));
+      say(fmt::format("{}: the device is gone: {}", name, trouble));
+      return true;
+    }
     if (done.sight) sight = *done.sight;
     if (!done.sight) trouble = done.blind;
     if (!done.failed && sight.seen == Seen::unknown) sight.seen = Seen::after;
@@ -233,6 +284,18 @@ Result<std::optional<std::int64_t>> Session::open_run() const {
   return std::optional<std::int64_t>();
 }
 
+// Left open, the next run would continue it whatever that one is for, and a rollback of it take back both: a
+// reclaim that a boot has finished would be undone with the apply after it.
+Status Session::close_open_run(const std::string& node_file) const {
+  BH_TRY(const auto open, open_run());
+  if (!open) return ok_status();
+  BH_TRY(const auto run, journal_->run(*open));
+  if (!run || run->state != store::RunState::interrupted || run->node_file != node_file) return ok_status();
+  BH_TRY(const auto done, done_steps(run->id));
+  return journal_->end_run(run->id, done.empty() ? store::RunState::failed : store::RunState::done,
+                           "cut off; all that it wanted was found so later");
+}
+
 // Steps that are done and not taken back, in order.
 Result<std::vector<store::Step>> Session::done_steps(std::int64_t run) const {
   BH_TRY(auto steps, journal_->steps(run));
@@ -240,6 +303,42 @@ Result<std::vector<store::Step>> Session::done_steps(std::int64_t run) const {
     return step.state != StepState::done || step.undoes.has_value();
   });
   return steps;
+}
+
+// A boot between a run and its rollback gives devices to the host, or to guests, whatever the steps came to.
+// To undo only what was done would leave an IOMMU group in pieces, so all that the run meant to do to them is
+// taken back: every device ends as it was before the run.
+Result<std::vector<store::Step>> Session::to_take_back(const store::Run& run, const std::string& boot) {
+  BH_TRY(auto back, done_steps(run.id));
+  if (run.boot_id == boot || (back.empty() && run.state != store::RunState::interrupted)) return back;
+  BH_TRY(const auto steps, journal_->steps(run.id));
+  const auto recorded = std::find_if(steps.begin(), steps.end(), [](const store::Step& step) {
+    return !step.undoes && step.detail.contains("devices") && step.detail["devices"].is_array();
+  });
+  if (recorded == steps.end()) return back;
+  const auto done = back.size();
+  for (const auto& planned : recorded->detail["devices"]) {
+    const auto end = back.begin() + static_cast<std::ptrdiff_t>(done);
+    if (std::any_of(back.begin(), end, [&](const store::Step& step) { return step.action == planned; }))
+      continue;
+    auto action = plan::action_from_json(planned);
+    if (!action.ok()) return std::move(action).error().in(fmt::format("run {}: what it planned", run.id));
+    if (!changes_at_boot(*action))
+      return Error(Errc::corrupt,
+                   fmt::format("run {}: what it planned for devices is something else", run.id),
+                   fmt::format("look at it: bulkhead history {}", run.id));
+    Json again = Json::object();
+    again["again"] = true;
+    // As the boot left it, it may be what is wanted.
+    const auto sight = worker_.inspect(plan::undo_of(*action), again, deadline_of(*action, options_));
+    if (sight.ok() && sight->seen == Seen::after) continue;
+    back.push_back({.run = run.id,
+                    .boot_id = run.boot_id,
+                    .kind = std::string(plan::kind_of(*action)),
+                    .action = planned,
+                    .detail = std::move(again)});
+  }
+  return back;
 }
 
 // ---- one step
@@ -281,15 +380,46 @@ Result<Json> Session::detail_for(const plan::Action& action, const std::string& 
   return detail;
 }
 
+// "pid 77 (qemu-system-x86)": of the functions whose driver or number the action changes.
+std::string Session::openers_of(const plan::Action& action) const {
+  std::vector<PciAddress> functions;
+  if (const auto* driver = std::get_if<plan::SetDriver>(&action)) {
+    auto address = Result<std::optional<PciAddress>>(std::optional(driver->target.function));
+    if (driver->target.vf)
+      address = vfio::virtual_function(options_.access.root, driver->target.function, *driver->target.vf);
+    if (address.ok() && *address) functions.push_back(**address);
+  } else if (const auto* made = std::get_if<plan::SetVirtualFunctions>(&action)) {
+    for (unsigned i = 0; i < std::max(made->before, made->after); ++i) {
+      const auto address = vfio::virtual_function(options_.access.root, made->physical, i);
+      if (address.ok() && *address) functions.push_back(**address);
+    }
+  }
+  std::vector<fs::path> files;
+  for (const auto& function : functions) {
+    for (const auto& node : vfio::device_nodes(options_.access.root, function))
+      files.push_back(options_.access.root / fs::path(node).relative_path());
+  }
+  if (files.empty()) return {};
+  const auto found = process::openers(files);
+  std::vector<std::string> words;
+  if (found.ok()) {
+    for (const auto& opener : found->who)
+      words.push_back(fmt::format("pid {} ({})", opener.who.pid, opener.who.name));
+  }
+  return join(words, ", ");
+}
+
 Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& action, const std::string& why,
                                      Json detail, const std::vector<inventory::Holder>& evicts,
                                      std::optional<std::int64_t> undoes) {
   const unsigned deadline = deadline_of(action, options_);
   detail["what"] = sentence(action, host_);
+  Json recorded = detail;
+  if (!devices_.empty()) recorded["devices"] = std::exchange(devices_, Json());
   BH_TRY(const std::int64_t id, journal_->intend({.run = run,
                                                   .kind = std::string(plan::kind_of(action)),
                                                   .action = plan::to_json(action),
-                                                  .detail = detail,
+                                                  .detail = std::move(recorded),
                                                   .why = why,
                                                   .undoes = undoes}));
   const auto not_done = [&](const Error& error) -> Result<Taken> {
@@ -316,13 +446,20 @@ Result<Session::Taken> Session::take(std::int64_t run, const plan::Action& actio
   if (!done.failed && seen_after) {
     BH_TRY(const auto changed, effects(action, detail, done.sight));
     BH_CHECK(journal_->settle(id, StepState::done, done.sight->words, changed));
-    return Taken{.ok = true};
+    return Taken{.ok = true, .note = done.sight->note};
   }
   Taken failed;
   if (done.failed) {
     failed.why = done.failed->message();
     failed.hint = done.failed->hint();
     failed.code = done.failed->code();
+    if (failed.code == Errc::timeout) {
+      // What an unbind waits for is whoever has the device open.
+      if (const auto who = openers_of(action); !who.empty()) {
+        failed.why += fmt::format("; {} has the device open", who);
+        failed.hint = fmt::format("end it: the step then goes on by itself\n{}", failed.hint);
+      }
+    }
   } else {
     failed.why = done.sight
                      ? fmt::format("the driver said yes, but it reads back otherwise: {}", done.sight->words)
@@ -387,15 +524,18 @@ Status Session::undo(std::int64_t run, const std::vector<store::Step>& steps, co
         continue;
       }
     }
-    Json detail = step->detail;
+    Json detail = kept(step->detail);
     if (detail.contains("policies")) {
       detail["restore"] = detail["policies"];
       detail.erase("policies");
     }
     detail["again"] = true;
     BH_TRY(const Taken taken,
-           take(run, back, fmt::format("undoes step {} of run {}", step->id, step->run), detail,
-                holders ? holders(back) : std::vector<inventory::Holder>{}, step->id));
+           take(run, back,
+                step->id != 0 ? fmt::format("undoes step {} of run {}", step->id, step->run)
+                              : fmt::format("another boot changed what run {} had found", step->run),
+                detail, holders ? holders(back) : std::vector<inventory::Holder>{},
+                step->id != 0 ? std::optional(step->id) : std::nullopt));
     const std::uint64_t elapsed = (monotonic_ns() - started) / 1'000'000;
     if (!taken.ok) {
       tell(Event::Kind::undo_failed, text + ": " + taken.why, number, steps.size(), elapsed);
@@ -440,7 +580,10 @@ Status remember_devices(store::Store& journal, const std::string& boot, plan::Re
             driver->before.driver.starts_with("vfio"))
           continue;
         std::erase_if(originals, [&](const auto& one) { return one.target == driver->target; });
-        originals.push_back({driver->target, driver->before});
+        // An override that udev wrote at boot, too late for a driver of the initramfs, is not the host's.
+        auto before = driver->before;
+        if (before.driver_override == passthrough::vfio_driver) before.driver_override.clear();
+        originals.push_back({driver->target, std::move(before)});
       } else if (const auto* proof = std::get_if<plan::Prove>(&*action)) {
         std::erase(proved, proof->target);
         if (this_boot && step.state == StepState::done && !proof->forget) proved.push_back(proof->target);
@@ -466,7 +609,7 @@ void name_holders(const fs::path& root, passthrough::Tree& tree) {
   if (files.empty()) return;
   const auto openers = process::openers(files);
   if (!openers.ok()) return;  // not root: the writes are refused for the same reason
-  for (const auto& opener : *openers) {
+  for (const auto& opener : openers->who) {
     for (const auto file : opener.files) {
       if (file >= owners.size()) continue;
       auto& holders = tree.functions[owners[file]].holders;
@@ -618,6 +761,7 @@ Result<Outcome> Session::apply(const Make& make) {
     return finish(Verdict::refused);
   }
   if (proposal.plan()->empty() && adopted.empty()) {
+    BH_CHECK(close_open_run(text));
     outcome.after = proposal.host;
     outcome.proposal = std::move(proposal);
     return finish(Verdict::nothing_to_do);
@@ -655,6 +799,10 @@ Result<Outcome> Session::apply(const Make& make) {
                      adopted.size() == 1 ? "" : "s", adopted.size() == 1 ? "is" : "are"));
   }
 
+  devices_ = Json::array();
+  for (const auto& step : plan.steps) {
+    if (changes_at_boot(step.action)) devices_.push_back(plan::to_json(step.action));
+  }
   std::size_t number = 0;
   for (const auto& step : plan.steps) {
     ++number;
@@ -679,7 +827,7 @@ Result<Outcome> Session::apply(const Make& make) {
     if (taken.ok) {
       ++outcome.steps_done;
       outcome.reboot_owed = outcome.reboot_owed || step.reboot_owed;
-      tell(Event::Kind::done, what, number, plan.steps.size(), elapsed);
+      tell(Event::Kind::done, what, number, plan.steps.size(), elapsed, taken.note);
       continue;
     }
     tell(Event::Kind::failed, what + ": " + taken.why, number, plan.steps.size(), elapsed);
@@ -760,17 +908,37 @@ Result<Outcome> Session::rollback() {
     at = before->continues;
   }
   std::vector<store::Step> steps;  // oldest first
-  for (auto run = chain.rbegin(); run != chain.rend(); ++run) {
-    BH_TRY(const auto done, done_steps(*run));
-    steps.insert(steps.end(), done.begin(), done.end());
+  for (auto id = chain.rbegin(); id != chain.rend(); ++id) {
+    BH_TRY(const auto run, journal_->run(*id));
+    if (!run) continue;
+    BH_TRY(const auto back, to_take_back(*run, boot));
+    steps.insert(steps.end(), back.begin(), back.end());
   }
 
   auto observed = observe::host(options_.access);
   const inventory::Host* host = observed.ok() ? &*observed : nullptr;
   host_ = host;
-  // Whoever holds an instance that has to go.
+  const bool binds = std::any_of(steps.begin(), steps.end(), [](const store::Step& step) {
+    return step.kind == plan::kind_of(plan::Action(plan::SetDriver{}));
+  });
+  passthrough::Tree tree;
+  if (binds && options_.access.root == "/") {
+    BH_TRY(tree, devices(options_.access));
+  }
+  // The device that an undo takes from a driver; null: it stays where it is.
+  const auto taken_from = [&](const plan::Action& action) -> const passthrough::Function* {
+    const auto* driver = std::get_if<plan::SetDriver>(&action);
+    if (driver == nullptr) return nullptr;
+    const auto address = passthrough::resolve(tree, driver->target);
+    const auto* function = address ? tree.find(*address) : nullptr;
+    const bool to_vfio = driver->after.driver == passthrough::vfio_driver;
+    return function != nullptr && !function->driver.empty() && function->with_vfio() != to_vfio ? function
+                                                                                                : nullptr;
+  };
+  // Whoever holds an instance, or a device, that has to go.
   const auto holders = [&](const plan::Action& action) {
     std::vector<inventory::Holder> found;
+    if (const auto* function = taken_from(action)) return function->holders;
     const auto* gone = std::get_if<plan::DestroyInstance>(&action);
     if (gone == nullptr || host == nullptr) return found;
     for (const auto& gpu : host->gpus) {
@@ -820,6 +988,10 @@ Result<Outcome> Session::rollback() {
     }
     if (const auto* gone = std::get_if<plan::DestroyInstance>(&back))
       going.emplace_back(gone->gpu, gone->profile_id, gone->place.start);
+    if (const auto* function = taken_from(back); function != nullptr && !function->uses.empty())
+      outcome.refused.push_back({.subject = undos.back(),
+                                 .why = fmt::format("the host uses it since: {}", function->uses.front()),
+                                 .way_out = "stop that use first, then: bulkhead rollback"});
     if (const auto busy = holders(back); !busy.empty() && !options_.plan.evict) {
       outcome.refused.push_back(
           {.subject = undos.back(),
@@ -840,6 +1012,7 @@ Result<Outcome> Session::rollback() {
   }));
   if (!outcome.left.empty()) {
     outcome.failure = outcome.left.front();
+    if (binds) outcome.hint = whole_again(steps);
     BH_CHECK(journal_->end_run(run, store::RunState::failed, outcome.failure));
     return finish(Verdict::stuck);
   }

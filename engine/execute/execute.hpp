@@ -44,6 +44,7 @@ struct Event {
   std::size_t number = 0, total = 0;
   std::string text = {};
   std::uint64_t elapsed_ms = 0;  // of the step that ended
+  std::string note = {};         // of a step that is done: what people should know all the same
 };
 
 struct Options {

@@ -358,6 +358,12 @@ struct Hands::Acting {
 
   Status operator()(const plan::SetDriver& a) const {
     BH_TRY(const auto address, hands.address_of(a.target));
+    const bool to_host = a.after.driver_override != passthrough::vfio_driver;
+    if (a.replug && address && (to_host || !vfio::is_there(hands.access_.root, *address))) {
+      hands.proved_.erase(a.target);
+      hands.close_driver();
+      BH_CHECK(vfio::replug(hands.access_.root, *address));
+    }
     if (!address || !vfio::is_there(hands.access_.root, *address)) {
       if (a.after.driver_override.empty()) return ok_status();  // gone, and what was done to it with it
       return Error(Errc::gone, fmt::format("{} is not there", passthrough::str(a.target)),
@@ -365,7 +371,18 @@ struct Hands::Acting {
     }
     hands.proved_.erase(a.target);
     hands.close_driver();
-    return vfio::set_binding(hands.access_.root, *address, a.after);
+    // The undo of a reclaim has no step that loads them, and another boot may lie between.
+    if (a.after.driver == passthrough::vfio_driver) {
+      for (const auto module : passthrough::vfio_modules) {
+        if (!vfio::module_is_loaded(hands.access_.root, module))
+          BH_CHECK(hands.run({"modprobe", std::string(module)}));
+      }
+    }
+    Status set = vfio::set_binding(hands.access_.root, *address, a.after);
+    // No driver takes a dead device: unbound, it is nobody's, and must not stand in the way of all the rest.
+    if (!set.ok() && to_host && set.error().code() == Errc::gone && set.error().native() == ENXIO)
+      return ok_status();
+    return set;
   }
 
   Status operator()(const plan::SetPermission& a) const {
@@ -382,8 +399,8 @@ struct Hands::Acting {
     hands.proved_.erase(a.target);
     if (a.forget) return ok_status();
     BH_TRY(const auto address, hands.must_be_there(a.target));
-    BH_TRY([[maybe_unused]] const auto proof, vfio::prove(hands.access_.root, address));
-    hands.proved_.insert(a.target);
+    BH_TRY(const auto proof, vfio::prove(hands.access_.root, address));
+    hands.proved_[a.target] = !proof.busy && !proof.reset ? "not reset: " + proof.reset_why : std::string();
     return ok_status();
   }
 };
@@ -611,6 +628,10 @@ struct Hands::Looking {
 
   Result<Sight> operator()(const plan::SetDriver& a) const {
     BH_TRY(const auto address, hands.address_of(a.target));
+    if (a.replug && address && !vfio::is_there(hands.access_.root, *address)) {
+      // Removed and not found anew yet.
+      return Sight{.seen = Seen::half, .words = fmt::format("{} is off the bus", address->str())};
+    }
     if (!address || !vfio::is_there(hands.access_.root, *address)) {
       // Its binding is gone with it: what is the host's is reached.
       return Sight{.seen = a.after.driver_override.empty()    ? Seen::after
@@ -627,8 +648,19 @@ struct Hands::Looking {
     const std::string words =
         fmt::format("{} has {}{}", address->str(), now.driver.empty() ? "no driver" : now.driver,
                     now.driver_override.empty() ? "" : ", held to " + now.driver_override);
+    // Unbound, and not yet probed again; one that had no driver before has none after.
+    if (a.replug && !a.after.driver.empty() && now.driver.empty() && now.driver_override.empty())
+      return Sight{.seen = Seen::half, .words = words};
     if (is(a.after)) return Sight{.seen = Seen::after, .words = words};
     if (is(a.before)) return Sight{.seen = Seen::before, .words = words};
+    // A dead device that was to go to its driver: without one, it has come as far as it can.
+    const auto let_go = [&](const passthrough::Binding& host) {
+      return host.driver_override != passthrough::vfio_driver && now.driver.empty() &&
+             now.driver_override == host.driver_override;
+    };
+    if ((let_go(a.after) || let_go(a.before)) && vfio::is_dead(hands.access_.root, *address))
+      return Sight{.seen = let_go(a.after) ? Seen::after : Seen::before,
+                   .words = fmt::format("{}; {}", words, passthrough::dead_words)};
     const bool known = now.driver.empty() || now.driver == a.before.driver || now.driver == a.after.driver ||
                        a.before.driver == "*" || a.after.driver == "*";
     return Sight{.seen = known ? Seen::half : Seen::neither, .words = words};
@@ -636,20 +668,28 @@ struct Hands::Looking {
 
   Result<Sight> operator()(const plan::SetPermission& a) const {
     BH_TRY(const auto address, hands.address_of(a.target));
-    const auto now = address ? vfio::permission(hands.access_.root, *address)
+    const auto now = address ? vfio::permission(hands.access_.root, *address, a.after.owner)
                              : Result<passthrough::Permission>(Error(Errc::gone, "", "", ENOENT));
     if (!now.ok()) {  // without a member on vfio-pci there is no file
       return Sight{.seen = a.after == passthrough::Permission{} ? Seen::after : Seen::before,
                    .words = "there is no device file"};
     }
-    return of(*now, a.before, a.after, fmt::format("it is {}'s with mode {:04o}", now->owner, now->mode));
+    Sight sight =
+        of(*now, a.before, a.after, fmt::format("it is {}'s with mode {:04o}", now->owner, now->mode));
+    // Owner and mode are two calls.
+    if (sight.seen == Seen::neither && (now->owner == a.before.owner || now->owner == a.after.owner) &&
+        (now->mode == a.before.mode || now->mode == a.after.mode))
+      sight.seen = Seen::half;
+    return sight;
   }
 
   Result<Sight> operator()(const plan::Prove& a) const {
     if (a.forget) return Sight{.seen = Seen::after, .words = "nothing is proved"};
-    const bool proved = hands.proved_.contains(a.target);
-    return Sight{.seen = proved ? Seen::after : Seen::before,
-                 .words = proved ? "opened, mapped and closed" : "not opened"};
+    const auto proof = hands.proved_.find(a.target);
+    if (proof == hands.proved_.end()) return Sight{.seen = Seen::before, .words = "not opened"};
+    return Sight{.seen = Seen::after,
+                 .words = "opened, mapped and closed" + (proof->second.empty() ? "" : "; " + proof->second),
+                 .note = proof->second};
   }
 };
 

@@ -30,6 +30,7 @@ enum class Seen {
 struct Sight {
   Seen seen = Seen::unknown;
   std::string words = {};                     // what was read, for the message
+  std::string note = {};                      // what people should know although it went well
   std::optional<unsigned> gpu_instance = {};  // of a created instance
 };
 
@@ -71,7 +72,8 @@ class Hands {
     std::map<unsigned, unsigned> compute = {};  // how many of each compute instance profile
   };
   std::optional<Made> made_;
-  std::set<passthrough::Target> proved_ = {};  // by this process: a proof leaves nothing to read back
+  // By this process, and what it showed: a proof leaves nothing to read back.
+  std::map<passthrough::Target, std::string> proved_ = {};
 };
 
 }  // namespace bulkhead::execute

@@ -83,12 +83,14 @@ Error error_of(const Json& json) {
                json.value("native", 0));
 }
 Json json_of(const Sight& sight) {
-  Json json = {{"seen", static_cast<int>(sight.seen)}, {"words", sight.words}};
+  Json json = {{"seen", static_cast<int>(sight.seen)}, {"words", sight.words}, {"note", sight.note}};
   if (sight.gpu_instance) json["gpu_instance"] = *sight.gpu_instance;
   return json;
 }
 Sight sight_of(const Json& json) {
-  Sight sight{.seen = static_cast<Seen>(json.value("seen", 0)), .words = json.value("words", "")};
+  Sight sight{.seen = static_cast<Seen>(json.value("seen", 0)),
+              .words = json.value("words", ""),
+              .note = json.value("note", "")};
   if (json.contains("gpu_instance")) sight.gpu_instance = json["gpu_instance"].get<unsigned>();
   return sight;
 }

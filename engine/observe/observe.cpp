@@ -26,6 +26,12 @@
 
 namespace bulkhead::observe {
 
+inventory::Host of_the_kernel(const std::filesystem::path& root) {
+  inventory::Host host;
+  sysfs::read_host(root, host);
+  return host;
+}
+
 namespace {
 
 using inventory::Gpu;
@@ -304,6 +310,11 @@ void read_pci(const std::filesystem::path& root, sysfs::PciDetail detail, Host& 
       host.virtual_functions.push_back(std::move(device).value());
     } else if (head.vendor == sysfs::vendor_nvidia) {
       gpus.push_back(std::move(device).value());
+    } else if (head.is_accelerator() || head.vendor == sysfs::vendor_amd ||
+               head.vendor == sysfs::vendor_intel) {
+      // A BMC's display is nobody's accelerator.
+      if (detail == sysfs::PciDetail::brief) device = sysfs::pci_device(root, head.address);
+      if (device.ok()) host.accelerators.push_back(sysfs::accelerator(root, std::move(device).value()));
     }
   }
 }
@@ -505,6 +516,7 @@ Result<Host> host(const Access& access, Cost* cost) {
   Host& asked = asking->host;
   host.gpus = std::move(asked.gpus);
   host.nvswitches = std::move(asked.nvswitches);
+  host.accelerators = std::move(asked.accelerators);
   host.virtual_functions = std::move(asked.virtual_functions);
   if (asked.driver_version) host.driver_version = std::move(asked.driver_version);
   host.cuda_version = std::move(asked.cuda_version);

@@ -52,4 +52,7 @@ struct Cost {
 // a thread stays behind in it, and the process, when it exits, does so without running destructors.
 Result<inventory::Host> host(const Access& access, Cost* cost = nullptr);
 
+// What the kernel alone says of the machine: CPUs, memory, NUMA. No driver and no bus is asked.
+inventory::Host of_the_kernel(const std::filesystem::path& root);
+
 }  // namespace bulkhead::observe

@@ -44,6 +44,34 @@ class ObserveTest : public testing::Test {
   fs::path directory_;
 };
 
+TEST_F(ObserveTest, ShowsAcceleratorsOfOtherMakersWithWhatTheyCanDo) {
+  up("makers");
+  const auto seen = look();
+  ASSERT_EQ(seen.gpus.size(), 1U);
+  EXPECT_TRUE(seen.lost.empty());
+  ASSERT_EQ(seen.accelerators.size(), 3U);  // and not the BMC's display
+  const auto& intel = seen.accelerators[0];
+  EXPECT_EQ(intel.maker, "Intel");
+  EXPECT_TRUE(intel.shares_set);
+  ASSERT_EQ(intel.shares.size(), 3U);
+  EXPECT_EQ(intel.shares[0].number, 0U);
+  EXPECT_FALSE(intel.shares[0].memory);
+  EXPECT_EQ(intel.shares[1].quantum_ms.value_or(0), 20U);
+  EXPECT_EQ(intel.shares[1].priority.value_or(""), "normal");
+  EXPECT_EQ(intel.shares[1].memory.value_or(Bytes(0)).count, 8589934592U);
+  EXPECT_THAT(inventory::abilities(intel), Contains("virtual functions: 0 of 2 made"));
+  const auto& amd = seen.accelerators[1];
+  EXPECT_EQ(amd.maker, "AMD");
+  EXPECT_EQ(amd.model.value_or(""), "AMD Instinct MI300X OAM");
+  EXPECT_EQ(amd.memory.value_or(Bytes(0)).count, 206141652992U);
+  EXPECT_EQ(amd.pci.numa_node.value_or(-1), 1);
+  EXPECT_THAT(inventory::abilities(amd), Contains("compute partitions: SPX now, can be SPX, DPX, QPX, CPX"));
+  EXPECT_THAT(inventory::abilities(amd), Contains("memory partitions: NPS1 now, can be NPS1, NPS4"));
+  const auto json = to_json(seen);
+  EXPECT_EQ(json["accelerators"][1]["compute_partition"]["now"], "SPX");
+  EXPECT_EQ(json["accelerators"][0]["function_shares"][1]["priority"], "normal");
+}
+
 TEST_F(ObserveTest, JoinsWhatTheBusAndTheDriverSayOfEachGpu) {
   up("dgx-h100");
   const auto seen = look();

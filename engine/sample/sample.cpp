@@ -1,6 +1,7 @@
 #include "engine/sample/sample.hpp"
 
 #include <sys/prctl.h>
+#include <time.h>
 
 #include <algorithm>
 #include <atomic>
@@ -10,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -17,6 +19,7 @@
 #include "base/clock.hpp"
 #include "base/limits.hpp"
 #include "edge/nvml/nvml.hpp"
+#include "engine/sample/host.hpp"
 
 namespace bulkhead::sample {
 
@@ -26,7 +29,11 @@ using Lock = std::unique_lock<std::mutex>;
 using history::Worst;
 
 constexpr std::uint64_t ms_ns = 1'000'000;
+// Workers take turns, one right after the other: spread over the whole tick each of them found the processor
+// asleep and its caches cold, which cost more than the calls.
+constexpr std::uint64_t turn_ns = 300'000;
 constexpr double longest_ms = 60'000;
+constexpr double watched_ms = 2'000;  // of what protection watches: an old value costs more than a late one
 // What the driver said it cannot is asked again so much later: after a MIG change it may be able to.
 constexpr std::uint64_t unsupported_ns = 60'000 * ms_ns;
 constexpr std::uint64_t failed_ns = 1'000 * ms_ns;  // of a tier of which nothing came
@@ -38,16 +45,17 @@ constexpr double giga = 1e9, huge = 1e18;
 constexpr std::array<Row, signals> table = {{
     {Signal::power, Tier::quick, "power", "W", 0, 20'000, 0.1},
     {Signal::power_average, Tier::quick, "power_average", "W", 0, 20'000, 0.1},
-    {Signal::temperature, Tier::quick, "temperature", "C", -60, 200, 1},
     {Signal::memory_temperature, Tier::quick, "memory_temperature", "C", -60, 200, 1},
-    {Signal::reasons, Tier::quick, "reasons", "bits", 0, huge, 0},
     {Signal::power_capped_ns, Tier::quick, "power_capped", "ns", 0, huge, 0.1, Worst::high, 1e-7},
     {Signal::sw_thermal_ns, Tier::quick, "sw_thermal", "ns", 0, huge, 0.1, Worst::high, 1e-7},
+    {Signal::temperature, Tier::second, "temperature", "C", -60, 200, 1},
+    {Signal::reasons, Tier::second, "reasons", "bits", 0, huge, 0},
     {Signal::clock_sm, Tier::second, "clock_sm", "MHz", 0, 20'000, 15, Worst::low},
     {Signal::clock_memory, Tier::second, "clock_memory", "MHz", 0, 50'000, 25, Worst::low},
     {Signal::busy, Tier::second, "busy", "%", 0, 100, 1},
     {Signal::memory_busy, Tier::second, "memory_busy", "%", 0, 100, 1},
     {Signal::memory_used, Tier::second, "memory_used", "B", 0, huge, 16.0 * 1024 * 1024},
+    {Signal::memory_total, Tier::second, "memory_total", "B", 0, huge, 0},
     {Signal::power_limit, Tier::second, "power_limit", "W", 0, 20'000, 1, Worst::low},
     {Signal::margin, Tier::margin, "margin", "K", -100, 200, 1, Worst::low},
     {Signal::energy, Tier::energy, "energy", "J", 0, huge, 0.1, Worst::high, 1},
@@ -59,7 +67,13 @@ constexpr std::array<Row, signals> table = {{
     {Signal::remapped_rows, Tier::slow, "remapped_rows", "count", 0, huge, 0},
     {Signal::remap_pending, Tier::slow, "remap_pending", "flag", 0, huge, 0},
     {Signal::remap_failed, Tier::slow, "remap_failed", "flag", 0, huge, 0},
+    {Signal::nvlink_crc, Tier::slow, "nvlink_crc", "count", 0, huge, 0},
+    {Signal::nvlink_data_crc, Tier::slow, "nvlink_data_crc", "count", 0, huge, 0},
+    {Signal::nvlink_replays, Tier::slow, "nvlink_replays", "count", 0, huge, 0},
+    {Signal::nvlink_recoveries, Tier::slow, "nvlink_recoveries", "count", 0, huge, 0},
+    {Signal::nvlink_error_ratio, Tier::slow, "nvlink_error_ratio", "ratio", 0, 1, 0},
     // GPM goes a little over the whole now and then: its two samples are not of one instant.
+    {Signal::graphics, Tier::gpm, "graphics", "%", 0, 110, 0},
     {Signal::sm, Tier::gpm, "sm", "%", 0, 110, 0.2},
     {Signal::occupancy, Tier::gpm, "occupancy", "%", 0, 110, 0.2},
     {Signal::tensor, Tier::gpm, "tensor", "%", 0, 110, 0.2},
@@ -91,6 +105,8 @@ constexpr std::array slow_fields = {
     Ask{Signal::pcie_replays, 94, 1},   Ask{Signal::ecc_corrected, 3, 1},
     Ask{Signal::ecc_uncorrected, 4, 1}, Ask{Signal::remapped_rows, 143, 1},
     Ask{Signal::remap_pending, 144, 1}, Ask{Signal::remap_failed, 145, 1},
+    Ask{Signal::nvlink_crc, 38, 1},     Ask{Signal::nvlink_data_crc, 45, 1},
+    Ask{Signal::nvlink_replays, 52, 1}, Ask{Signal::nvlink_recoveries, 59, 1},
 };
 
 struct AskMetric {
@@ -98,28 +114,36 @@ struct AskMetric {
   unsigned id;  // NVML_GPM_METRIC_*
 };
 constexpr std::array metrics_asked = {
-    AskMetric{Signal::sm, 2},         AskMetric{Signal::occupancy, 3},  AskMetric{Signal::tensor, 5},
-    AskMetric{Signal::dram, 10},      AskMetric{Signal::pcie_tx, 20},   AskMetric{Signal::pcie_rx, 21},
-    AskMetric{Signal::nvlink_rx, 60}, AskMetric{Signal::nvlink_tx, 61},
+    AskMetric{Signal::graphics, 1}, AskMetric{Signal::sm, 2},         AskMetric{Signal::occupancy, 3},
+    AskMetric{Signal::tensor, 5},   AskMetric{Signal::dram, 10},      AskMetric{Signal::pcie_tx, 20},
+    AskMetric{Signal::pcie_rx, 21}, AskMetric{Signal::nvlink_rx, 60}, AskMetric{Signal::nvlink_tx, 61},
 };
-constexpr std::size_t metrics_of_slice = 6;  // the first ones: NVLink is the whole GPU's
+constexpr std::size_t metrics_of_slice = 7;  // the first ones: NVLink is the whole GPU's
 
 struct Plan {  // of a tier
   Tier tier;
   std::string_view name;
   double wanted_ms;  // 0: the tick's; < 0: GPM's
   double part;       // of the budget
+  double longest_ms = sample::longest_ms;
 };
 constexpr std::array<Plan, tiers> plans = {{
-    {Tier::quick, "quick", 0, 0.25},
-    {Tier::second, "second", 1000, 0.05},
-    {Tier::margin, "margin", 1000, 0.2},
+    {Tier::quick, "quick", 0, 0.25, watched_ms},
+    {Tier::second, "second", 1000, 0.05, watched_ms},
+    {Tier::margin, "margin", 1000, 0.2, 2 * watched_ms},
     {Tier::energy, "energy", 1000, 0.2},
     {Tier::slow, "slow", 10'000, 0.05},
     {Tier::gpm, "gpm", -1, 0.2},
     {Tier::slices, "slices", 1000, 0.025},
     {Tier::layout, "layout", 10'000, 0.025},
 }};
+
+// CPU time of the calling thread.
+std::uint64_t thread_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
 
 constexpr std::size_t index_of(Signal signal) { return static_cast<std::size_t>(signal); }
 constexpr std::size_t index_of(Tier tier) { return static_cast<std::size_t>(tier); }
@@ -137,6 +161,10 @@ constexpr bool in_order() {
 static_assert(in_order());
 
 }  // namespace
+
+double smoothed_cost(double before, double now) {
+  return before + (std::min(now, 4 * before + 20) - before) * 0.2;
+}
 
 const std::array<Row, signals>& rows() { return table; }
 std::string_view name_of(Tier tier) { return plans[index_of(tier)].name; }
@@ -156,10 +184,10 @@ std::string_view name_of(State state) {
   return "unknown";
 }
 
-double period_ms(double wanted_ms, double cost_us, double share_of_core, double tick_ms) {
+double period_ms(double wanted_ms, double cost_us, double share_of_core, double tick_ms, double most_ms) {
   double period = wanted_ms;
   if (share_of_core > 0) period = std::max(period, cost_us / 1000 / share_of_core);
-  period = std::ceil(std::min(period, longest_ms) / tick_ms - 1e-6) * tick_ms;
+  period = std::ceil(std::min(period, std::max(most_ms, wanted_ms)) / tick_ms - 1e-6) * tick_ms;
   return std::max(period, tick_ms);
 }
 
@@ -183,7 +211,14 @@ struct Shared {
   // Another one, because coding and reading the past take longer than a copy.
   mutable std::mutex past_mutex;
   history::History past;
-  std::map<std::pair<unsigned, std::size_t>, std::size_t> series;  // (slice + 1 or 0, signal)
+  static constexpr std::size_t no_series = ~std::size_t{0};
+  struct Series {  // of the GPU, or of a slice
+    std::array<std::size_t, signals> at;
+    std::array<std::uint64_t, signals> told{};  // to whom news() tells: before this second
+    Series() { at.fill(no_series); }
+  };
+  std::map<unsigned, Series> series;  // by slice + 1; 0: the GPU
+  std::uint64_t layouts = 0;
 
   Shared(const Settings& all, unsigned at, unsigned count, history::Settings kept)
       : settings(all), index(at), of(count), past(kept) {
@@ -295,7 +330,7 @@ class Worker {
     due_ = {};
     const std::uint64_t now = monotonic_ns();
     // Workers take turns within a tick: one driver lock serves them all.
-    phase_ = s_->settings.tick_ms * ms_ns * s_->index / s_->of;
+    phase_ = std::min(s_->settings.tick_ms * ms_ns / s_->of, turn_ns) * s_->index;
     due_[index_of(Tier::layout)].at = 0;
     // The dear ones begin one after the other, not all in the first tick.
     for (std::size_t i = 0; i < tiers; ++i) due_[i].at = i == index_of(Tier::layout) ? 0 : now;
@@ -352,15 +387,14 @@ class Worker {
 
   void ask(Tier tier) {
     Due& due = due_[index_of(tier)];
-    const std::uint64_t start = monotonic_ns();
+    // This thread's own clock costs a system call each time: of the quick rounds every eighth is measured.
+    const bool measured = tier != Tier::quick || due.rounds < 8 || due.rounds % 8 == 0;
+    const std::uint64_t start = monotonic_ns(), spent = measured ? thread_ns() : 0;
     came_ = refused_ = 0;
     only_unsupported_ = true;
     switch (tier) {
       case Tier::quick:
-        batch(quick_fields);
-        single(Signal::temperature, nvml_->temperature(device_), [](Celsius c) { return c.count; });
-        single(Signal::reasons, nvml_->clock_event_reasons(device_),
-               [](std::uint64_t bits) { return static_cast<double>(bits); });
+        batch(quick_fields);  // one call, ten times a second
         break;
       case Tier::second:
         second();
@@ -373,6 +407,7 @@ class Worker {
         break;
       case Tier::slow:
         batch(slow_fields);
+        nvlink_ratio();
         break;
       case Tier::gpm:
         ask_gpm();
@@ -381,9 +416,13 @@ class Worker {
         for (std::size_t i = 0; i < slices_.size(); ++i) {
           if (slices_[i].mig_device.handle == nullptr) continue;
           const auto memory = nvml_->memory(slices_[i].mig_device);
+          const Errc why = memory.ok() ? Errc::io : memory.error().code();
           put(mine_[i].values, Signal::memory_used,
-              memory.ok() ? std::optional(static_cast<double>(memory->used.count)) : std::nullopt,
-              memory.ok() ? Errc::io : memory.error().code(), i + 1);
+              memory.ok() ? std::optional(static_cast<double>(memory->used.count)) : std::nullopt, why,
+              i + 1);
+          put(mine_[i].values, Signal::memory_total,
+              memory.ok() ? std::optional(static_cast<double>(memory->total.count)) : std::nullopt, why,
+              i + 1);
         }
         break;
       case Tier::layout:
@@ -393,13 +432,15 @@ class Worker {
         break;
     }
     const std::uint64_t end = monotonic_ns();
-    const double cost = static_cast<double>(end - start) / 1000;
+    // Not the wall's: one round during which the machine was busy with others stretched the period to ten
+    // seconds and more.
+    const double cost = measured ? static_cast<double>(thread_ns() - spent) / 1000 : due.cost_us;
     // The first round of all pays for what the driver sets up (a field's first reading took 3.3 ms on an
     // H100, the next ones 20 us), so the second is where the cost begins to be known.
     if (due.rounds == 1) due.cost_us = cost;
-    if (due.rounds > 1) due.cost_us += (cost - due.cost_us) * 0.2;
+    if (due.rounds > 1) due.cost_us = smoothed_cost(due.cost_us, cost);
     ++due.rounds;
-    due.nanoseconds += end - start;
+    due.nanoseconds += static_cast<std::uint64_t>(cost * 1000);
     const bool nothing = came_ == 0 && refused_ > 0;
     due.refused = nothing && only_unsupported_;
     const double period = period_of(tier);
@@ -418,7 +459,7 @@ class Worker {
                           : plan.wanted_ms == 0 ? s_->settings.tick_ms
                                                 : plan.wanted_ms;
     return period_ms(wanted, due_[index_of(tier)].cost_us, s_->settings.budget * plan.part,
-                     s_->settings.tick_ms);
+                     s_->settings.tick_ms, plan.longest_ms);
   }
 
   // ---- what comes
@@ -472,8 +513,28 @@ class Worker {
     }
   }
 
+  // NVLink sends damaged flits again, so nothing is lost; how many there are says how it is with the link.
+  void nvlink_ratio() {
+    const Value& bad = values_[index_of(Signal::nvlink_crc)];
+    const Value& data = values_[index_of(Signal::nvlink_data_crc)];
+    const Value& traffic = values_[index_of(Signal::nvlink_rx)];
+    if (!bad.known() || !traffic.known()) return;
+    const double errors = bad.number + (data.known() ? data.number : 0);
+    const std::uint64_t before_ns = std::exchange(nvlink_ns_, bad.at_ns);
+    const double before = std::exchange(nvlink_errors_, errors);
+    if (before_ns == 0 || bad.at_ns <= before_ns || errors < before) return;
+    constexpr double flit_bytes = 16;
+    const double flits =
+        traffic.number * 1024 * 1024 / flit_bytes * static_cast<double>(bad.at_ns - before_ns) / 1e9;
+    if (flits < static_cast<double>(least_packets)) return;
+    put(values_, Signal::nvlink_error_ratio, std::min(1.0, (errors - before) / flits), Errc::io);
+  }
+
   void second() {
     batch(second_fields);
+    single(Signal::temperature, nvml_->temperature(device_), [](Celsius c) { return c.count; });
+    single(Signal::reasons, nvml_->clock_event_reasons(device_),
+           [](std::uint64_t bits) { return static_cast<double>(bits); });
     const auto clocks = nvml_->clocks(device_);
     single(Signal::clock_sm, clocks, [](const nvml::Clocks& c) { return c.sm.count; });
     single(Signal::clock_memory, clocks, [](const nvml::Clocks& c) { return c.memory.count; });
@@ -486,6 +547,8 @@ class Worker {
     const auto memory = nvml_->memory(device_);
     single(Signal::memory_used, memory,
            [](const nvml::Memory& m) { return static_cast<double>(m.used.count); });
+    single(Signal::memory_total, memory,
+           [](const nvml::Memory& m) { return static_cast<double>(m.total.count); });
   }
 
   // Takes a sample and reads what passed since the one before; the driver wants 100 ms between them.
@@ -570,13 +633,17 @@ class Worker {
     const auto same = [](const Slice& a, const Slice& b) {
       return a.gpu_instance == b.gpu_instance && a.uuid == b.uuid;
     };
-    if (std::equal(found.begin(), found.end(), mine_.begin(), mine_.end(), same) &&
-        slices_.size() == found.size()) {
+    if (std::equal(found.begin(), found.end(), mine_.begin(), mine_.end(), same)) {
+      // After a rest they are the same, and what was held in the driver for them is not.
+      if (slices_.size() != found.size()) {
+        slices_.clear();
+        for (const Slice& slice : mine_) slices_.push_back({slice.gpu_instance, {}, {}});
+      }
       for (std::size_t i = 0; i < found.size(); ++i) slices_[i].mig_device = handles[i];
       return;
     }
-    // A slice that went takes its past along. One made anew in the same place between two looks has the same number
-    // and UUID and is not told apart: who changes the layout hurries this tier in between.
+    // A slice that went takes its past along. One made anew in the same place between two looks has the same
+    // number and UUID and is not told apart: who changes the layout hurries this tier in between.
     forget_slices();
     mine_ = std::move(found);
     for (std::size_t i = 0; i < mine_.size(); ++i) slices_.push_back({mine_[i].gpu_instance, handles[i], {}});
@@ -586,28 +653,25 @@ class Worker {
     slices_.clear();
     mine_.clear();
     const Lock lock(s_->past_mutex);
-    for (auto it = s_->series.begin(); it != s_->series.end();) {
-      if (it->first.first == 0) {
-        ++it;
-        continue;
-      }
-      s_->past.close(it->second);
-      it = s_->series.erase(it);
+    if (s_->series.upper_bound(0) != s_->series.end()) ++s_->layouts;
+    for (auto it = s_->series.upper_bound(0); it != s_->series.end(); it = s_->series.erase(it)) {
+      for (const std::size_t one : it->second.at)
+        if (one != Shared::no_series) s_->past.close(one);
     }
   }
 
   void remember(std::size_t slice, Signal signal, std::uint64_t now, double number) {
     if (slice != 0 && std::find(of_slices.begin(), of_slices.end(), signal) == of_slices.end()) return;
     const Lock lock(s_->past_mutex);
-    const std::pair key{slice == 0 ? 0U : mine_[slice - 1].gpu_instance + 1, index_of(signal)};
-    auto found = s_->series.find(key);
-    if (found == s_->series.end()) {
+    std::size_t& series =
+        s_->series[slice == 0 ? 0U : mine_[slice - 1].gpu_instance + 1].at[index_of(signal)];
+    if (series == Shared::no_series) {
       const Row& row = table[index_of(signal)];
       const auto opened = s_->past.open({.step = row.step, .worst = row.worst});
       if (!opened) return;
-      found = s_->series.emplace(key, *opened).first;
+      series = *opened;
     }
-    s_->past.add(found->second, static_cast<double>(now) / 1e9, number);
+    s_->past.add(series, static_cast<double>(now) / 1e9, number);
   }
 
   void publish(Tier tier, std::uint64_t now, double period) {
@@ -642,6 +706,8 @@ class Worker {
   Gpm whole_ = {};
   std::vector<OfSlice> slices_ = {};
   std::uint64_t came_ = 0, refused_ = 0;
+  std::uint64_t nvlink_ns_ = 0;
+  double nvlink_errors_ = 0;
 };
 
 }  // namespace
@@ -653,6 +719,7 @@ struct Sampler::Inside {
   std::vector<std::shared_ptr<Shared>> gpus;
   std::vector<std::thread> threads;
   std::string why = "starting";
+  std::shared_ptr<HostLook> host;
   bool counted = false, stop = false, resting = false;
 };
 
@@ -661,6 +728,7 @@ Sampler::Sampler(const Settings& settings) : inside_(std::make_shared<Inside>())
   s = settings;
   s.tick_ms = std::clamp(s.tick_ms, 10U, 60'000U);
   s.gpm_ms = std::max(s.gpm_ms, 100U);
+  if (!s.root.empty()) inside_->host = HostLook::start(s.root);
   // How many GPUs there are is asked on a thread of its own, because that can hang as well.
   std::thread([inside = inside_] {
     const auto count = [&]() -> Result<unsigned> {
@@ -703,6 +771,7 @@ Sampler::~Sampler() {
     const Lock lock(inside_->mutex);
     inside_->stop = true;
     inside_->wake.notify_all();
+    if (inside_->host) inside_->host->stop();
     gpus = inside_->gpus;
     threads = std::move(inside_->threads);
   }
@@ -730,6 +799,7 @@ Snapshot Sampler::snapshot() const {
   {
     const Lock lock(inside_->mutex);
     all.why = inside_->why;
+    if (inside_->host) all.host = inside_->host->seen();
     gpus = inside_->gpus;
   }
   all.at_ns = monotonic_ns();
@@ -821,9 +891,41 @@ std::vector<history::Point> Sampler::history(unsigned gpu, std::optional<unsigne
     shared = inside_->gpus[gpu];
   }
   const Lock lock(shared->past_mutex);
-  const auto found = shared->series.find({gpu_instance ? *gpu_instance + 1 : 0U, index_of(signal)});
+  const auto found = shared->series.find(gpu_instance ? *gpu_instance + 1 : 0U);
   if (found == shared->series.end()) return {};
-  return shared->past.query(found->second, from_s, to_s, grain);
+  const std::size_t series = found->second.at[index_of(signal)];
+  if (series == Shared::no_series) return {};
+  return shared->past.query(series, from_s, to_s, grain);
+}
+
+std::vector<Sampler::GpuPast> Sampler::news() {
+  std::vector<std::shared_ptr<Shared>> gpus;
+  {
+    const Lock lock(inside_->mutex);
+    gpus = inside_->gpus;
+  }
+  std::vector<GpuPast> out;
+  for (const auto& shared : gpus) {
+    GpuPast& gpu = out.emplace_back();
+    gpu.index = shared->index;
+    {
+      const Lock lock(shared->mutex);
+      gpu.uuid = shared->gpu.uuid;
+    }
+    const Lock lock(shared->past_mutex);
+    gpu.layouts = shared->layouts;
+    for (auto& [slice, series] : shared->series)
+      for (std::size_t i = 0; i < signals; ++i) {
+        if (series.at[i] == Shared::no_series) continue;
+        Past past{.slice = slice, .signal = static_cast<Signal>(i)};
+        past.points = shared->past.query(series.at[i], series.told[i], ~std::uint64_t{0} / 2,
+                                         history::History::Grain::second);
+        if (past.points.empty()) continue;
+        series.told[i] = past.points.back().at_s + 1;
+        gpu.series.push_back(std::move(past));
+      }
+  }
+  return out;
 }
 
 std::size_t Sampler::history_bytes() const {

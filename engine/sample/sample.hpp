@@ -26,32 +26,39 @@ enum class Signal : std::uint8_t {
   // quick
   power,               // W, of this moment (the driver's sensor moves every 100 ms)
   power_average,       // W, one second
-  temperature,         // C, of the die
   memory_temperature,  // C
-  reasons,             // bits, nvml.h nvmlClocksEventReason*: what holds the clocks down now
   power_capped_ns,     // ns in all: software power cap; d/dt misses nothing, unlike the bits
   sw_thermal_ns,       // ns in all
   // second
+  temperature,   // C, of the die: a whole number that moves by 3 K a second at most
+  reasons,       // bits, nvml.h nvmlClocksEventReason*: what holds the clocks down now
   clock_sm,      // MHz
   clock_memory,  // MHz
   busy,          // percent; the driver's utilisation, none with MIG on
   memory_busy,   // percent
   memory_used,   // bytes; of slices too
+  memory_total,  // bytes; of slices too
   power_limit,   // W, enforced now
   // margin
   margin,  // K left to slowdown (T.Limit)
   // energy
   energy,  // J since the driver was loaded
   // slow
-  hw_thermal_ns,    // ns in all
-  power_brake_ns,   // ns in all: rack or supply, never the tenant
-  pcie_replays,     // in all
-  ecc_corrected,    // since the driver was loaded
-  ecc_uncorrected,  // the same
-  remapped_rows,    // of the memory, for uncorrectable errors, in the part's life
-  remap_pending,    // 1: a reset is needed
-  remap_failed,     // 1: the part is to be replaced
+  hw_thermal_ns,       // ns in all
+  power_brake_ns,      // ns in all: rack or supply, never the tenant
+  pcie_replays,        // in all
+  ecc_corrected,       // since the driver was loaded
+  ecc_uncorrected,     // the same
+  remapped_rows,       // of the memory, for uncorrectable errors, in the part's life
+  remap_pending,       // 1: a reset is needed
+  remap_failed,        // 1: the part is to be replaced
+  nvlink_crc,          // flits with a bad checksum, over all links, in all
+  nvlink_data_crc,     // the same, of data
+  nvlink_replays,      // in all; what was damaged is sent again
+  nvlink_recoveries,   // links trained anew, in all
+  nvlink_error_ratio,  // bad flits of those received since the last look; none without traffic
   // gpm, Hopper and later, of slices too
+  graphics,   // percent, the compute engine had work at all
   sm,         // percent, SMs with a warp
   occupancy,  // percent
   tensor,     // percent, any tensor pipe
@@ -127,10 +134,46 @@ struct Gpu {
   const Value& operator[](Signal signal) const { return values[static_cast<std::size_t>(signal)]; }
 };
 
+// ---- what is not the driver's: the kernel and the BMC are asked, every ten seconds and every minute
+
+inline constexpr double most_loss = 1e-4;  // 0.01 % of packets: cables and optics are to be looked at
+inline constexpr std::uint64_t least_packets = 10'000;  // of a window; of fewer nothing is said
+
+struct Port {  // of InfiniBand or RoCE
+  std::string device = {};
+  unsigned port = 0;
+  std::string state = {}, rate = {};  // "ACTIVE", "400 Gb/sec (4X NDR)"
+  std::uint64_t packets = 0;          // received and sent
+  std::uint64_t lost = 0;             // received damaged, or discarded before sending
+  std::uint64_t symbol_errors = 0, recoveries = 0, downed = 0;
+  std::optional<double> loss = {};  // of the packets of the last minute
+  bool alarm = false;               // more than most_loss
+};
+struct Pcie {  // advanced error reporting of a GPU, a network card, or the port above one
+  PciAddress address = {};
+  std::uint64_t correctable = 0, nonfatal = 0, fatal = 0;
+};
+struct Sensor {
+  std::string source = {};  // "hwmon nct6798", "bmc"
+  std::string name = {};
+  std::string kind =
+      {};  // "temperature" (C), "fan" (RPM), "voltage" (V), "current" (A), "power" (W), "supply" (states)
+  double value = 0;
+  std::optional<double> low = {}, high = {};  // critical
+};
+struct Host {
+  std::uint64_t at_ns = 0;  // 0: not looked at yet
+  std::vector<Port> ports = {};
+  std::vector<Pcie> pcie = {};
+  std::vector<Sensor> sensors = {};
+  std::string bmc = {};  // why the BMC tells nothing; empty: it does, or was not asked yet
+};
+
 struct Snapshot {
   std::uint64_t at_ns = 0;
   std::string why = {};  // why there are no GPUs: "starting", or the driver's words
   std::vector<Gpu> gpus = {};
+  Host host = {};
 };
 
 struct Settings {
@@ -140,11 +183,16 @@ struct Settings {
   double budget = 0.004;           // of a core, for each GPU: what the dearer tiers may take together
   unsigned deadline_ms = 2000;     // of one driver call; later its GPU counts as hung
   history::Settings history = {};  // for all GPUs together
+  std::string root = {};           // where /sys and /dev/ipmi0 are; empty: the host is not looked at
 };
 
 // How often a tier is asked: as it would like, or as its part of the budget allows; on the tick's grid, and
-// at least once a minute.
-double period_ms(double wanted_ms, double cost_us, double share_of_core, double tick_ms);
+// at least every `most_ms`.
+double period_ms(double wanted_ms, double cost_us, double share_of_core, double tick_ms,
+                 double most_ms = 60'000);
+// The smoothed cost of a tier after a round that cost `now`. One that cost many times as much as the others
+// says little about the next: it counts as four of them.
+double smoothed_cost(double before, double now);
 
 class Sampler {
  public:
@@ -174,6 +222,20 @@ class Sampler {
                                       std::uint64_t from_s, std::uint64_t to_s,
                                       history::History::Grain grain) const;
   std::size_t history_bytes() const;
+  // The seconds that ended since this was last asked, of everything that the history keeps: for one reader,
+  // who keeps it longer than this process lives.
+  struct Past {
+    unsigned slice = 0;  // its GPU instance + 1; 0: the GPU
+    Signal signal = Signal::end;
+    std::vector<history::Point> points = {};
+  };
+  struct GpuPast {
+    unsigned index = 0;
+    Uuid uuid = {};
+    std::uint64_t layouts = 0;  // how often the slices that there were ended
+    std::vector<Past> series = {};
+  };
+  std::vector<GpuPast> news();
 
  private:
   struct Inside;

@@ -25,6 +25,16 @@ TEST(SamplePeriods, FollowTheCostUntilTheBudgetIsKept) {
   EXPECT_EQ(period_ms(1000, 4010, 0.001, 100), 4100);   // on the grid
   EXPECT_EQ(period_ms(1000, 1e9, 0.001, 100), 60'000);  // at least once a minute, whatever it costs
   EXPECT_EQ(period_ms(0, 0, 0, 100), 100);
+  EXPECT_EQ(period_ms(100, 11'000, 0.001, 100, 2000), 2000);  // what is watched is never older
+  EXPECT_EQ(period_ms(5000, 1, 0.001, 100, 2000), 5000);      // nor asked more often than wished
+}
+
+TEST(SamplePeriods, OneRoundThatCostHundredTimesAsMuchStretchesThemLittle) {
+  const double cost = smoothed_cost(20, 11'000);
+  EXPECT_LT(period_ms(100, cost, 0.001, 100), 200);
+  double lasting = 20;
+  for (int i = 0; i < 20; ++i) lasting = smoothed_cost(lasting, 11'000);
+  EXPECT_GT(lasting, 9'000);  // one that stays is believed soon
 }
 
 class SampleTest : public testing::Test {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,7 +21,10 @@ namespace bulkhead::slice {
 
 struct Settings {
   observe::Access access = {};
-  std::chrono::milliseconds grace{10'000};      // between SIGTERM and SIGKILL of what a tenant left running
+  std::chrono::milliseconds grace{10'000};  // between SIGTERM and SIGKILL of what a tenant left running
+  // True: the caller waits for a grace and touches neither the driver nor what it knows of it, until false
+  // has returned. Empty: nobody wants to know.
+  std::function<void(bool)> waits = {};
   std::chrono::milliseconds lock_wait{30'000};  // for another bulkhead that changes the host
   // Units of the host that may keep a GPU open, as cgroups; what is below them, too.
   std::vector<std::string> spare = {"/system.slice/nvidia-persistenced.service",
@@ -72,15 +76,15 @@ Result<std::vector<Device>> look(const Settings& settings, std::span<const Place
 
 // Between two tenants: ends every process that computes on the part (the driver says who) or has files open
 // that are the part's alone (/proc says who: the capability nodes of a MIG device, /dev/nvidiaN of a whole
-// GPU, open in any thread, mapped, in any container). SIGTERM to all, one grace, then SIGKILL, with what they
-// made of themselves meanwhile; each by (pid, start time). Then it checks that no process and no memory is
-// left. The instance stays. Spared is who looks after the machine and does not compute: Settings::spare;
-// bulkhead itself; root's own processes outside containers that were there before the lease and have not
-// opened /dev/nvidia-uvm. `left` says in words what could not be ended or is still charged; empty: clean.
-// What no file of /proc shows is a descriptor under way in a Unix socket: only destroying the instance
-// (Errc::in_use) proves that there is none. Class share: ends the processes of the share `share_name` in the
-// registry, and none else. A process without a context that only hands its descriptor
-// on to child after child may slip through as well. Takes root with CAP_SYS_PTRACE, CAP_KILL and
+// GPU, the IOMMU group of one passed through; open in any thread, mapped, in any container). SIGTERM to all,
+// one grace, then SIGKILL, with what they made of themselves meanwhile; each by (pid, start time). Then it
+// checks that no process and no memory is left. The instance stays. Spared is who looks after the machine and
+// does not compute: Settings::spare; bulkhead itself; root's own processes outside containers that were there
+// before the lease and have not opened /dev/nvidia-uvm. `left` says in words what could not be ended or is
+// still charged; empty: clean. What no file of /proc shows is a descriptor under way in a Unix socket: only
+// destroying the instance (Errc::in_use) proves that there is none. Class share: ends the processes of the
+// share `share_name` in the registry, and none else. A process without a context that only hands its
+// descriptor on to child after child may slip through as well. Takes root with CAP_SYS_PTRACE, CAP_KILL and
 // CAP_SYS_ADMIN; Errc::permission without. Asking again is fine.
 struct Scrubbed {
   unsigned ended = 0;  // processes
@@ -89,6 +93,16 @@ struct Scrubbed {
 // A program of a lease of class share runs under this name: bulkhead share run --name.
 std::string share_name(std::int64_t lease);
 Result<Scrubbed> scrub(const Settings& settings, const lease::Lease& lease, const lease::Part& part);
+
+// The same question for many parts at once, without a hand laid on anybody: one look at the driver and one at
+// /proc answer for all of them. True: scrub would end nobody and find nothing left. What this look cannot be
+// sure of (processes that come up faster than they can be looked into) is looked at three times, as scrub
+// does. False: to be scrubbed. One answer each, in order.
+struct Held {
+  const lease::Lease& lease;
+  const lease::Part& part;
+};
+Result<std::vector<bool>> clean(const Settings& settings, std::span<const Held> parts);
 
 // The CDI file of a lease, replaced as a whole, and its end. One device a part, named by lease::Part::cdi,
 // and where there are several, "bulkhead.dev/slice=lID" for all of them. It gives a container the device

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <thread>
 
@@ -494,6 +495,73 @@ TEST_F(ScrubTest, WhatCannotBeEndedIsSaid) {
   done = scrub(settings(), lease, lease.parts[0]);
   ASSERT_TRUE(done.ok());
   EXPECT_TRUE(done->left.empty());
+}
+
+TEST_F(ScrubTest, OneLookTellsThePartsNobodyTouchedFromThoseToBeScrubbed) {
+  const auto made = create({{gpus_[0], "1g.10gb", 0},
+                            {gpus_[0], "1g.10gb", 1},
+                            {gpus_[0], "1g.10gb", 2},
+                            {gpus_[1], "1g.10gb", 0}});
+  ASSERT_EQ(made.size(), 4U);
+  const auto lease = lease_of(made);
+  std::vector<Held> parts;
+  for (const auto& part : lease.parts) parts.push_back({lease, part});
+  auto all = clean(settings(), parts);
+  ASSERT_TRUE(all.ok()) << all.error().message();
+  EXPECT_EQ(*all, (std::vector<bool>{true, true, true, true}));
+  {
+    const Guest guest(file(made[1].device_nodes[5]), somebody, nothing);
+    ASSERT_TRUE(twin::attach(twin(), {.gpu = 0,
+                                      .gpu_instance = made[2].gpu_instance,
+                                      .compute_instance = made[2].compute_instance,
+                                      .name = "train",
+                                      .memory_bytes = 5ULL << 30U})
+                    .ok());
+    all = clean(settings(), parts);
+    ASSERT_TRUE(all.ok());
+    EXPECT_EQ(*all, (std::vector<bool>{true, false, false, true}));
+    EXPECT_TRUE(guest.alive());
+  }
+  ASSERT_TRUE(twin::detach(twin(), std::nullopt).ok());
+  EXPECT_EQ(*clean(settings(), parts), (std::vector<bool>{true, true, true, true}));
+  EXPECT_TRUE(clean(settings(), {})->empty());
+}
+
+TEST_F(ScrubTest, AVirtualMachineThatStillHasItsGpuIsEnded) {
+  fs::create_directories(file("/dev/vfio"));
+  for (const char* node : {"/dev/vfio/vfio", "/dev/vfio/7"}) std::ofstream(file(node)) << "";
+  lease::Lease lease{.id = 5, .ask = {.cls = lease::Class::passthrough}};
+  lease.parts = {{.gpu = {"PCI-0000:99:00.0"}, .device_nodes = {"/dev/vfio/vfio", "/dev/vfio/7"}}};
+  const Guest machine(file("/dev/vfio/7"), somebody, nothing);
+  const Guest other(file("/dev/vfio/vfio"), somebody, nothing);
+  const Held part{lease, lease.parts[0]};
+  EXPECT_EQ(*clean(settings(), {&part, 1}), std::vector<bool>{false});
+  const auto done = scrub(settings(), lease, lease.parts[0]);
+  ASSERT_TRUE(done.ok()) << done.error().message();
+  EXPECT_EQ(done->ended, 1U);
+  EXPECT_TRUE(done->left.empty());
+  EXPECT_FALSE(machine.alive());
+  EXPECT_TRUE(other.alive());
+  EXPECT_EQ(*clean(settings(), {&part, 1}), std::vector<bool>{true});
+}
+
+TEST_F(ScrubTest, AVirtualMachineThatHasSeveralDevicesOfItsLeaseIsEndedOnce) {
+  fs::create_directories(file("/dev/vfio"));
+  for (const char* node : {"/dev/vfio/vfio", "/dev/vfio/7"}) std::ofstream(file(node)) << "";
+  // Two functions of one group share its file.
+  lease::Lease lease{.id = 6, .ask = {.cls = lease::Class::passthrough}};
+  lease.parts = {{.gpu = {"PCI-0000:99:00.0"}, .device_nodes = {"/dev/vfio/vfio", "/dev/vfio/7"}},
+                 {.gpu = {"PCI-0000:99:00.1"}, .device_nodes = {"/dev/vfio/vfio", "/dev/vfio/7"}}};
+  const Guest machine(file("/dev/vfio/7"), somebody, nothing);
+  unsigned ended = 0;
+  for (const auto& part : lease.parts) {
+    const auto done = scrub(settings(), lease, part);
+    ASSERT_TRUE(done.ok()) << done.error().message();
+    EXPECT_TRUE(done->left.empty());
+    ended += done->ended;
+  }
+  EXPECT_EQ(ended, 1U);
+  EXPECT_FALSE(machine.alive());
 }
 
 }  // namespace

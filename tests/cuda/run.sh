@@ -42,6 +42,17 @@ same 'CUDA_VISIBLE_DEVICES takes indices, in its order' "${uuids[3]} ${uuids[1]}
 same 'and uuids, whole or their beginning' "${uuids[5]} ${uuids[0]} " "$(seen "${uuids[5]},${uuids[0]:0:12}")"
 same 'and ends at what is neither' "${uuids[2]} " "$(seen 2,-1,3)"
 
+# ---- the check before a GPU's next tenant: its kernels run here too, and one bit is enough
+checked() { in_twin env BULKHEAD_TWIN="$twin" "$bulkhead" check-gpu --device "$1" --cuda libcuda.so.1 2>&1; }
+exits 'a GPU that computes right passes the check' 0 checked "${uuids[4]}"
+says 'on all of its multiprocessors' 'double precision: [0-9]+ rounds on 132 of 132 multiprocessors, every result right' "$out"
+says 'and its tensor cores' 'tensor cores: [0-9]+ rounds on 132 of 132 multiprocessors, every result right' "$out"
+"$bulkhead" twin break computes-wrong --gpu 4 --count 17 --dir "$twin" >/dev/null
+exits 'one with a multiprocessor that gives wrong bits does not' 1 checked "${uuids[4]}"
+says 'which one is said' 'results wrong, on multiprocessor 17 ' "$out"
+exits 'its neighbour does' 0 checked "${uuids[5]}"
+"$bulkhead" twin mend computes-wrong --dir "$twin" >/dev/null
+
 # ---- memory, as NVML sees it
 in_twin "$BIN/cuda_alloc" --hold 20 malloc >"$work/alloc" &
 waits_for malloc "$work/alloc"
@@ -93,4 +104,10 @@ same 'a kernel does not end while time stands still' '' "$(cat "$work/stepped")"
 for _ in 1 2 3 4 5 6 7 8 9 10; do "$bulkhead" twin step 20ms --dir "$twin" >/dev/null; done
 check 'and ends when enough of it has passed' waits_for kernels "$work/stepped"
 wait
+"$bulkhead" twin run --dir "$twin" -- sh -c 'trap "echo told >$0; exit 9" TERM; echo up >$0; while :; do sleep 0.1; done' "$work/told" &
+runs=$!
+waits_for up "$work/told"
+kill -TERM $runs
+wait $runs
+same 'whoever ends `twin run` ends its program, whose exit code it has' '9 told' "$? $(cat "$work/told")"
 done_testing

@@ -48,6 +48,26 @@ static CUresult launch(void) {
                             : cuLaunchKernel(kernel, 132, 1, 1, 256, 1, 1, 0, stream, NULL, NULL);
 }
 
+/* One kernel that lasts as long as its name says, at an H100's 1.98 GHz: a chain of multiply-adds, each
+ * waiting for the one before, 72 cycles a round. A number of them rather than a time, so that what was done
+ * stays the measure of what a program had of the GPU however often it was interrupted. The store that never
+ * happens keeps them from being dropped. */
+static const double rounds_a_us = 27.5;
+static const char ptx[] =
+    ".version 7.0\n.target sm_70\n.address_size 64\n"
+    ".visible .entry %s() { .reg .b64 %%p; .reg .b32 %%i; .reg .f32 %%f, %%g; .reg .pred %%q;\n"
+    "  mov.f32 %%f, 0f3F800000; mov.f32 %%g, 0f3F7FBE77; mov.u32 %%i, 0;\n"
+    "again:\n"
+#define FOUR                                                                                        \
+  "  fma.rn.f32 %%f, %%f, %%g, %%g; fma.rn.f32 %%f, %%f, %%g, %%g; fma.rn.f32 %%f, %%f, %%g, %%g; " \
+  "fma.rn.f32 %%f, %%f, %%g, %%g;\n"
+    FOUR FOUR FOUR FOUR
+    "  add.u32 %%i, %%i, 1; setp.lt.u32 %%q, %%i, %u;\n"
+    "  @%%q bra again;\n"
+    "  setp.eq.f32 %%q, %%f, 0f7F800000; mov.u64 %%p, 0x7e0000000000; @%%q st.global.f32 [%%p], %%f; ret; }\n"
+    ".visible .entry fault() { .reg .b64 %%p; .reg .b32 %%v; mov.u64 %%p, 0x7e0000000000; mov.u32 %%v, 1;\n"
+    "  st.global.u32 [%%p], %%v; ret; }\n";
+
 int main(int count, char** words) {
   double us = 100, seconds = 1, rate = 0;
   int gpu = 0, depth = 64, fault = 0, nodes = 0;
@@ -77,12 +97,13 @@ int main(int count, char** words) {
   CUcontext context = NULL;
   CUmodule module = NULL;
   CUdeviceptr memory = 0;
-  char name[64];
+  char name[64], image[2048];
   snprintf(name, sizeof name, "spin_ns_%.0f", us * 1000);
+  snprintf(image, sizeof image, ptx, name, (unsigned)(us * rounds_a_us) + 1);
   MUST(cuInit(0));
   MUST(cuDevicePrimaryCtxRetain(&context, gpu));
   MUST(cuCtxSetCurrent(context));
-  MUST(cuModuleLoadData(&module, "an image"));
+  MUST(cuModuleLoadData(&module, image));
   MUST(cuModuleGetFunction(&kernel, module, name));
   MUST(cuStreamCreate(&stream, 1));
   if (bytes != 0) MUST(cuMemAlloc_v2(&memory, bytes));

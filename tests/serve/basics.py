@@ -136,6 +136,14 @@ def main():
         check("a profile that does not exist is refused with what there is", said.status in (400, 409) and said.json().get("detail"), said)
         said = rest("/leases", body={"class": "mg", "ttlSeconds": 1, "colour": "red"})
         check("every mistake of an ask is named", said.status == 400 and all(w in said.body for w in ("class", "ttlSeconds", "colour")), said)
+        share = {"class": "share", "memory": 8 << 30, "ttlSeconds": 600}
+        for key, values in {"memory": (20, (64 << 20) - 1, -1), "weight": (-1, 0, 2**32 + 1, 2**64), "count": (0, -1, 10**9),
+                            "ttlSeconds": (0, -1, 2**63), "deadline": ("2020-01-01T00:00:00Z", "1960-01-01T00:00:00Z", 7)}.items():
+            answers = [rest("/leases", body={**share, key: value}) for value in values]
+            check("a lease's %s that cannot work is refused by its name" % key,
+                  all(one.status == 400 and key + ": " in one.json().get("detail", "") for one in answers), *answers)
+        said = rest("/leases", body={**share, "memory": 20})
+        check("and the smallest share is said", "smallest share is 64 MiB" in said.body, said)
         said = rest("/leases", body=b'{"class": "mig", "profile": ')
         check("torn JSON is 400", said.status == 400, said)
         said = rest("/leases", body=b"[" * 100000)
@@ -167,6 +175,13 @@ def main():
             one.join()
         made = {one.json().get("id") for one in answers if one.status in (200, 201)}
         check("eight at once with one key make one lease", len(made) == 1, *answers)
+        made = [curl(local, PREFIX + "/tenants", body={"name": "keyed", "weight": 2}, headers=["Idempotency-Key: t-1"]) for _ in range(2)]
+        check("POST /tenants with a key, twice: made once, the same answer", [one.status for one in made] == [201, 201] and made[0].body == made[1].body, *made)
+        said = curl(local, PREFIX + "/tenants", body={"name": "keyed-2"}, headers=["Idempotency-Key: t-1"])
+        check("and another tenant by that key is a conflict", said.status == 409, said)
+        for twice in ("/events?lease=1&lease=2", "/leases?limit=1&limit=1", "/leases?limit=1&after=x&limit=2"):
+            said = rest(twice)
+            check("%s: asked for twice is 400, for nobody guesses which is meant" % twice, said.status == 400 and "more than once" in said.body, said)
         said = rest("/leases", body=body, headers=["Idempotency-Key: " + "k" * 129])
         check("a key of more than 128 bytes is refused", said.status == 400, said)
 
@@ -296,6 +311,16 @@ def main():
             after = "&after=" + page["next"]
         check("its pages have every line once, oldest first", [one["id"] for one in lines] == list(range(lines[0]["id"], lines[0]["id"] + len(lines))) and
               len(lines) >= said.json()["lines"], [one["id"] for one in lines][:20], said)
+        back, after = [], ""
+        for _ in range(100):
+            page = ask("/audit?order=newest&limit=100" + after).json()
+            back += page["items"]
+            if "next" not in page:
+                break
+            after = "&after=" + page["next"]
+        check("newest first, pages have the same lines the other way round", [one["id"] for one in back] == [one["id"] for one in lines][::-1], back[:2])
+        cursor = ask("/audit?order=newest&limit=1").json()["next"]
+        check("a cursor of one order is none of the other", ask("/audit?limit=1&after=" + cursor).status == 400 and ask("/audit?order=sideways").status == 400)
         check("it says who did what to what from where", any(one["user"] == "ada" and one.get("tenant") == "blue" and one["what"].startswith("lease/") and
               one.get("from", "").startswith("127.0.0.1") for one in lines), lines[-3:])
 

@@ -24,11 +24,27 @@ export BULKHEAD_URL=unix:$work/api.sock
 # an administrator
 exits "the pools are shown" 0 "$b" gpus
 says "dynamic GPUs are of the MIG pool" 'mig +100 %' "$out"
+exits "a GPU is cordoned" 0 "$b" gpus cordon 7 --why 'a noisy fan'
+says "its cordon is shown with its reason" 'cordoned by .*: a noisy fan' "$("$b" gpus)"
+exits "a cordon without a reason is refused" 2 "$b" gpus cordon 6 --why ''
+exits "a GPU that is not there cannot be cordoned" 2 "$b" gpus cordon 99 --why 'dust'
+exits "all of them are uncordoned" 0 "$b" gpus uncordon all
 exits "a tenant is made" 0 "$b" tenant put vision --weight 200 leases=2 gpus=1 memory=200GiB
 exits "a limit is set, the others stay" 0 "$b" quota set vision leases=3
 says "the limit is shown" '^leases +0 +3' "$out"
 says "the other stays" '^gpus +0 +1' "$out"
 exits "a limit that there is not is refused" 2 "$b" quota set vision apples=3
+exits "memory without a unit is asked about, not taken for bytes" 2 "$b" quota set vision memory=20
+exits "nor in a lease" 2 "$b" lease create --class share --memory 20 --tenant vision
+says "the unit is named" '20GiB' "$out"
+exits "nor is a share of less than a program needs" 2 "$b" lease create --class share --memory 63MiB --tenant vision
+says "and the smallest is said" 'smallest share is 64 MiB' "$out"
+exits "an administrator says whose lease it is" 2 "$b" lease create --class mig --profile 1g.10gb
+says "how" '\-\-tenant NAME' "$out"
+exits "what is not there is not ended" 2 "$b" tenant end nobody
+says "and is named" 'there is no tenant nobody' "$out"
+exits "a lease of more than 90 days is none" 2 "$b" lease renew 1 --ttl 100d
+says "how many there may be" 'days up to 90' "$out"
 exits "tenants are listed" 0 "$b" tenant list
 says "with what they hold of what they may" 'vision +200 +0 / 3' "$out"
 exits "a token is made" 0 "$b" token create --user alice --role tenant --tenant vision --ttl 30d --quiet
@@ -66,8 +82,47 @@ exits "a program runs in it" 0 "$b" lease run "$lease" -- sh -c 'echo "in $CUDA_
 says "with its environment" '^in MIG-' "$out"
 exits "it is renewed" 0 "$b" lease renew "$lease" --ttl 2h
 says "until then" 'in (1h 59m|2h)' "$out"
+
+# the host drained around it
+here() { BULKHEAD_URL=unix:$work/api.sock "$b" "$@"; }
+exits "a tenant may not drain the host" 2 "$b" drain
+exits "what a drain would do is said" 0 here drain --dry-run
+says "and to whom" "^$lease +vision +alice" "$out"
+says "nothing was changed by it" '"draining": false' "$(here gpus --json)"
+exits "the host is drained" 0 here drain
+says "with who is still there" "1 lease goes on; the last ends in .*" "$out"
+exits "it gives nothing new" 2 "$b" lease create --class exclusive
+says "and says why" 'drain' "$out"
+exits "waited for only so long" 1 here drain --wait=1s
+says "it says what stays and how to go on" 'stays drained.*undrain' "$out"
+same "for programs: who goes on" "True [$lease] 0" "$(here drain --json | python3 -c 'import json, sys; d = json.load(sys.stdin); print(d["draining"], [l["id"] for l in d["goesOn"]], len(d["waits"]))')"
+exits "it gives again" 0 here undrain
+says "by whose word is in the audit log" ' undrain +host ' "$(here audit list --newest 5)"
 exits "a program that fails gives its code, in a lease of its own" 7 "$b" lease run --class exclusive --wait -- sh -c 'exit 7'
 says "which is given back" 'released' "$out"
+
+# waiting, with a bound
+held=$("$b" lease create --class exclusive --wait --json 2>"$work/said" | python3 -c 'import json, sys; print(json.load(sys.stdin)["id"])')
+same "whoever waits beside no terminal is told nothing" '' "$(cat "$work/said")"
+exits "waited for only so long" 1 "$b" lease create --class exclusive --wait=2s --progress
+says "where it stands and why is said meanwhile" 'lease [0-9]+: the only one of its tenant that waits: .*(gpus|GPUs)' "$out"
+says "what stays, and what to type" 'stays in the queue.*' "$out"
+says "how to give it up" 'bulkhead lease release [0-9]+' "$out"
+waits=$("$b" lease list --json | python3 -c 'import json, sys; print([l["id"] for l in json.load(sys.stdin)["leases"] if l["state"] == "queued"][0])')
+exits "one that waits is given up" 0 "$b" lease release "$waits"
+"$b" lease create --class exclusive --wait --progress >"$work/asked" 2>"$work/said" &
+asker=$!
+for _ in $(seq 100); do grep -q 'that wait' "$work/said" && break; sleep 0.1; done
+kill -INT $asker && wait $asker
+same "Ctrl-C ends the waiting alone" 1 $?
+says "it says what stays" 'stopped waiting; lease [0-9]+ stays in the queue' "$(cat "$work/said")"
+exits "time that is none is refused before anything is asked for" 2 "$b" lease create --class exclusive --wait=soon
+same "one waits, then" 1 "$("$b" lease list --json | python3 -c 'import json, sys; print(len([l for l in json.load(sys.stdin)["leases"] if l["state"] == "queued"]))')"
+exits "room is made" 0 "$b" lease release "$held"
+waits=$("$b" lease list --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["leases"][0]["id"])')
+for _ in $(seq 100); do "$b" lease show "$waits" | grep -q '   active' && break; sleep 0.1; done
+says "and it begins without whoever asked" '   active' "$("$b" lease show "$waits")"
+exits "and is given back" 0 "$b" lease release "$waits"
 exits "beyond the quota is an answer, with reasons" 1 "$b" lease create --class exclusive --count 2
 says "the quota is named" 'gpus|GPUs' "$out"
 exits "a profile that there is not is refused, with those there are" 1 "$b" lease create --class mig --profile 9g.999gb
@@ -87,6 +142,10 @@ exits "one's own quota is shown" 0 "$b" quota show
 export BULKHEAD_URL=unix:$work/api.sock
 exits "the audit log is listed" 0 "$b" audit list --most 1000
 says "with who did what" 'alice \(vision\).*create' "$out"
+order=$("$b" audit list --newest 7 --json | python3 -c 'import json, sys; ids = [l["id"] for l in json.load(sys.stdin)["lines"]]; print(len(ids), ids == sorted(ids, reverse=True))')
+same "the newest come first, as many as asked for" '7 True' "$order"
+says "the newest is the last of the log" "^$(tail -1 <<<"$out" | awk '{print $1}') " "$("$b" audit list --newest 1 | tail -1)"
+exits "how many of both ends is asked for once" 2 "$b" audit list --newest 5 --most 5
 if grep -qF "$token" <<<"$out"; then not_ok "no secret in the log"; else ok "no secret in the log"; fi
 exits "the daemon says that it is whole" 0 "$b" audit verify --remote
 exits "a token is revoked" 0 "$b" token revoke "$id"

@@ -25,8 +25,11 @@ def main():
             words += ["--report", os.environ["FUZZ_REPORT"]]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
         lines = done.stdout.rstrip("\n").split("\n")
-        print("\n".join(lines[:-1]))
-        passed, failed = map(int, re.fullmatch(r"(\d+) passed, (\d+) failed", lines[-1]).groups())
+        counted = re.fullmatch(r"(\d+) passed, (\d+) failed", lines[-1])
+        print("\n".join(lines[:-1] if counted else lines))
+        if not counted:
+            print("not ok - the fuzzer works to its end\n    it ended with %d, its last words are above" % done.returncode)
+        passed, failed = map(int, counted.groups()) if counted else (0, 1)
         try:
             whole = daemon.local().ask("GET", PREFIX + "/audit/verdict").json()["whole"]
             with open("/proc/%d/status" % daemon.process.pid) as got:
@@ -39,7 +42,9 @@ def main():
             print(("ok - " if holds else "not ok - ") + sentence)
             passed, failed = passed + bool(holds), failed + (not holds)
         with open(daemon.log) as got:
-            slow = sorted(((float(ms), line) for line in got for ms in re.findall(r" ms=([0-9.]+)", line)), reverse=True)[:3]
+            # The walk over the whole audit log grows with the run, on a thread of its own; all else is bounded.
+            slow = sorted(((float(ms), line) for line in got if "/audit/verdict " not in line
+                           for ms in re.findall(r" ms=([0-9.]+)", line)), reverse=True)[:3]
         # By the daemon's own clock: the machine may be busy, and this client is slow.
         if slow and slow[0][0] > 1000:
             print("not ok - no request took the daemon more than a second")

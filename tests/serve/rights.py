@@ -15,7 +15,7 @@ ALL = {A, O, T, U}
 
 def small(**more):
     """A lease of which there is room for hundreds."""
-    return {"class": "share", "memory": 1 << 20, "weight": 1, "ttlSeconds": 600, **more}
+    return {"class": "share", "memory": 64 << 20, "weight": 1, "ttlSeconds": 600, **more}
 
 
 # operation: (method, path, body, roles that may on things of their own tenant, roles that may on another's)
@@ -24,8 +24,12 @@ TABLE = {
     "listLeases": ("GET", "/leases", None, ALL, ALL),  # a tenant's list has its own alone: looked at below
     "createLease": ("POST", "/leases", "lease", {A, O, T}, {A, O}),
     "getLease": ("GET", "/leases/{lease}", None, ALL, {A, O, U}),
+    "getLeasePlace": ("GET", "/leases/{lease}/place", None, ALL, {A, O, U}),
     "renewLease": ("POST", "/leases/{lease}/renew", {"ttlSeconds": 700}, {A, O, T}, {A, O}),
     "releaseLease": ("DELETE", "/leases/{lease}", None, {A, O, T}, {A, O}),
+    "evictLease": ("POST", "/leases/{lease}/evict", {"why": "the table is walked"}, {A, O}, {A, O}),
+    "cordonGpu": ("PUT", "/gpus/{gpu}/cordon", {"why": "the table is walked"}, {A, O}, {A, O}),
+    "uncordonGpu": ("DELETE", "/gpus/{gpu}/cordon", None, {A, O}, {A, O}),
     "watchEvents": ("GET", "/events", None, ALL, ALL),  # again: a tenant's stream has its own alone
     "listTenants": ("GET", "/tenants", None, ALL, ALL),
     "createTenant": ("POST", "/tenants", "tenant", {A}, {A}),
@@ -39,6 +43,14 @@ TABLE = {
     "revokeToken": ("DELETE", "/tokens/{token}", None, {A}, {A}),
     "getHost": ("GET", "/host", None, {A, O, U}, {A, O, U}),
     "drain": ("PUT", "/host/drain", {"draining": False}, {A, O}, {A, O}),
+    "getTelemetry": ("GET", "/telemetry", None, ALL, ALL),  # a tenant reads of its own alone
+    "getTelemetryHistory": ("GET", "/telemetry/history?gpu=0&signal=power", None, {A, O, U}, {A, O, U}),  # 404 for those who have no GPU
+    "putRest": ("PUT", "/telemetry/rests/walk", {"seconds": 1}, {A, O}, {A, O}),
+    "endRest": ("DELETE", "/telemetry/rests/walk", None, {A, O}, {A, O}),
+    "listIncidents": ("GET", "/incidents", None, ALL, ALL),  # a tenant reads of what its programs are in alone
+    "getHealing": ("GET", "/healing", None, {A, O, U}, {A, O, U}),
+    "listAlarms": ("GET", "/alarms", None, ALL, ALL),  # a tenant reads of what touches its leases alone
+    "getUsage": ("GET", "/usage", None, ALL, ALL),  # a tenant reads of its own alone
     "listAudit": ("GET", "/audit", None, {A, U}, {A, U}),
     "verifyAudit": ("GET", "/audit/verdict", None, {A, U}, {A, U}),
     "whoami": ("GET", "/whoami", None, ALL, ALL),
@@ -63,6 +75,7 @@ def main():
                      "document alone: %s" % (operations - set(TABLE) - OPEN), "here alone: %s" % (set(TABLE) | OPEN - operations - OPEN))
 
         count = [0]
+        last_gpu = admin.ask("GET", PREFIX + "/host").json()["gpus"][-1]["gpu"]
 
         def lease_of(tenant):
             answer = admin.ask("POST", PREFIX + "/leases", small(tenant=tenant))
@@ -80,6 +93,9 @@ def main():
                 lease = lease_of(tenant)
                 path = path.replace("{lease}", str(lease))
                 undo = ("DELETE", "/leases/%d" % lease)
+            if "{gpu}" in path:
+                path = path.replace("{gpu}", last_gpu)
+                undo = ("DELETE", "/gpus/%s/cordon" % last_gpu)
             if "{token}" in path:
                 path = path.replace("{token}", daemon.token(T, tenant, "victim")["id"])
             if "{tenant}" in path:
@@ -118,7 +134,7 @@ def main():
                             undo = ("DELETE", "/leases/%d" % answer.json()["id"])
                     may = role in (own_may if own else others_may)
                     good = status // 100 == 2 if may else status in (403, 404)
-                    if not may and not own and role == T and operation in ("getLease", "renewLease", "releaseLease", "getTenant", "getQuota"):
+                    if not may and not own and role == T and operation in ("getLease", "getLeasePlace", "renewLease", "releaseLease", "getTenant", "getQuota"):
                         good = status == 404  # it may do this to its own: whether another's is there is not said
                     if not good:
                         wrong.append("%s %s of %s as %s: %s %s" % (operation, path, "its own" if own else "another", role, status, said[:200]))

@@ -15,6 +15,7 @@
 #include "base/fd.hpp"
 #include "base/text.hpp"
 #include "twin/init/init.hpp"
+#include "twin/mig/mig.hpp"
 #include "twin/physics/physics.hpp"
 #include "twin/rm/rm.hpp"
 #include "twin/tree/tree.hpp"
@@ -417,6 +418,20 @@ Status xid(const fs::path& directory, std::uint32_t gpu, std::uint32_t code,
   });
 }
 
+Status reset(const fs::path& directory, std::uint32_t gpu) {
+  return change(directory, [&](State& state) -> Status {
+    BH_CHECK(check_gpu(state, gpu));
+    Gpu& g = state.gpus[gpu];
+    if (g.on_pci == 0 || g.in_nvml == 0) return Error(Errc::gone, fmt::format("GPU {} is lost", gpu));
+    if (mig::process_on(state, gpu, none, none))
+      return Error(Errc::in_use,
+                   fmt::format("GPU {} is currently being used by one or more other processes", gpu));
+    mig::reset(state, gpu);
+    g.ecc_corrected = g.ecc_uncorrected = g.remap_pending = 0;
+    return ok_status();
+  });
+}
+
 const std::vector<FaultName>& fault_names() {
   // In the order of FaultKind, from fail_call on; `ecc` is not remembered as a fault, it happens.
   static const std::vector<FaultName> names = {
@@ -432,10 +447,42 @@ const std::vector<FaultName>& fault_names() {
       {"no-systemd", "systemd does not answer"},
       {"ignores-slices", "the driver accepts time slices and runs its own"},
       {"ignores-disable", "the driver accepts taking channels off the GPU and leaves them on"},
+      {"failed-fan",
+       "a fan stands still: the board's sink loses less than half of its heat, and hwmon shows it"},
+      {"power-brake", "the rack or a supply holds the board down: half the clock, the brake's counter runs"},
+      {"sagging-rail", "hwmon shows 11.2 V on the 12 V rail"},
+      {"link-errors", "NVLink carries 16 GB/s, and --count of a million flits arrive damaged"},
+      {"other-clients", "MIG mode stays pending while another process has NVML open, as on a board"},
+      {"computes-wrong", "multiprocessor --count gives results with one bit wrong, and no log says so"},
       {"ecc", "--count uncorrectable memory errors: XID 48"},
   };
   return names;
 }
+
+namespace {
+// What the kernel's hwmon would show of the host's fans and rails (Documentation/hwmon/sysfs-interface.rst).
+Status write_sensors(const fs::path& directory) {
+  bool still = false, sags = false;
+  BH_CHECK(change(directory, [&](State& state) -> Status {
+    for (const auto& fault : state.faults) {
+      still = still || fault.kind == FaultKind::failed_fan;
+      sags = sags || fault.kind == FaultKind::sagging_rail;
+    }
+    return ok_status();
+  }));
+  const fs::path chip = directory / "root/sys/class/hwmon/hwmon0";
+  std::error_code failed;
+  fs::create_directories(chip, failed);
+  const std::pair<const char*, std::string> files[] = {
+      {"name", "twin"},     {"fan1_label", "SYS_FAN1"}, {"fan1_input", "9120"},
+      {"fan1_min", "2000"}, {"fan2_label", "SYS_FAN2"}, {"fan2_input", still ? "0" : "9080"},
+      {"fan2_min", "2000"}, {"in1_label", "P12V"},      {"in1_input", sags ? "11200" : "12080"},
+      {"in1_min", "11400"}};
+  for (const auto& [name, text] : files) BH_CHECK(write_file_atomic(chip / name, text + "\n"));
+  return ok_status();
+}
+bool is_sensor(FaultKind kind) { return kind == FaultKind::failed_fan || kind == FaultKind::sagging_rail; }
+}  // namespace
 
 Status break_it(const fs::path& directory, const FaultRequest& request) {
   const auto& names = fault_names();
@@ -479,7 +526,9 @@ Status break_it(const fs::path& directory, const FaultRequest& request) {
     slot->kind = kind;
     slot->gpu = request.gpu;
     slot->function.set(request.function);
-    slot->code = request.code;
+    slot->code = kind == FaultKind::link_errors || kind == FaultKind::computes_wrong
+                     ? static_cast<std::int32_t>(std::min<std::uint64_t>(request.count, 1'000'000))
+                     : request.code;
     slot->remaining = request.times;
     slot->delay_ms = request.delay_ms != 0          ? request.delay_ms
                      : kind == FaultKind::hang_call ? 86400000
@@ -511,6 +560,7 @@ Status break_it(const fs::path& directory, const FaultRequest& request) {
   });
   if (!changed.ok()) return std::move(changed).error();
   if (kind == FaultKind::no_systemd && !ecc) return init::stop(directory);
+  if (is_sensor(kind) && !ecc) return write_sensors(directory);
   return ok_status();
 }
 
@@ -526,7 +576,7 @@ Status mend(const fs::path& directory, const std::string& name, std::uint32_t gp
     kind = static_cast<FaultKind>(found - names.begin() + 1);
   }
   const bool ecc = name.empty() || name == "ecc";
-  bool systemd_back = false;
+  bool systemd_back = false, sensors_back = false;
   auto changed = change(directory, [&](State& state) -> Status {
     for (auto& fault : state.faults) {
       if (fault.kind == FaultKind::nothing || (!name.empty() && fault.kind != kind) ||
@@ -569,6 +619,7 @@ Status mend(const fs::path& directory, const std::string& name, std::uint32_t gp
         default:
           break;
       }
+      sensors_back = sensors_back || is_sensor(fault.kind);
       fault = Fault{};
     }
     for (std::uint32_t g = 0; ecc && g < state.gpu_count; ++g) {
@@ -579,6 +630,7 @@ Status mend(const fs::path& directory, const std::string& name, std::uint32_t gp
     return ok_status();
   });
   if (!changed.ok()) return std::move(changed).error();
+  if (sensors_back) BH_CHECK(write_sensors(directory));
   if (systemd_back) return init::start(directory);
   return ok_status();
 }

@@ -101,6 +101,10 @@ Status break_it(const std::filesystem::path& directory, const FaultRequest& requ
 // Empty name: everything is mended. A lost GPU comes back as after a reset.
 Status mend(const std::filesystem::path& directory, const std::string& name, std::uint32_t gpu);
 
+// What nvidia-smi --gpu-reset does on a board: refused while a process is on it; then instances go, volatile
+// counters start anew and a pending row remapping is done. A GPU that fell off the bus stays off.
+Status reset(const std::filesystem::path& directory, std::uint32_t gpu);
+
 // ---- programs
 // Runs a
 // program in the twin and returns its exit code (128 + signal when killed). As root in a mount namespace of

@@ -99,9 +99,9 @@ std::string cover(const fs::path& root) {
   return {};
 }
 
-// The twin's driver answers ioctl inside the program. Only for what `run` starts: in somebody's shell the loader would
-// complain at every command once the twin is down, as it would here of a library that is not there. It takes a space or
-// a colon for the end of a name.
+// The twin's driver answers ioctl inside the program. Only for what `run` starts: in somebody's shell the
+// loader would complain at every command once the twin is down, as it would here of a library that is not
+// there. It takes a space or a colon for the end of a name.
 std::string preload(const fs::path& directory) {
   std::error_code failed;
   const std::string device = (fs::absolute(directory, failed) / "lib/libbulkhead-twin-device.so").string();
@@ -133,14 +133,25 @@ Result<int> run(const fs::path& directory, const std::vector<std::string>& comma
   std::error_code failed;
   const fs::path root = fs::absolute(directory / "root", failed);
   auto extra = environment(directory);
-  if (const auto preloaded = preload(directory); !preloaded.empty()) extra.push_back("LD_PRELOAD=" + preloaded);
+  if (const auto preloaded = preload(directory); !preloaded.empty())
+    extra.push_back("LD_PRELOAD=" + preloaded);
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return errno_error("pipe", errno);
   UniqueFd reader(ends[0]), writer(ends[1]);
   std::fflush(nullptr);
+  // Who ends us ends the program: a signal to this process alone is passed on.
+  sigset_t heard, before;
+  ::sigemptyset(&heard);
+  for (const int one : {SIGTERM, SIGHUP, SIGCHLD}) ::sigaddset(&heard, one);
+  ::pthread_sigmask(SIG_BLOCK, &heard, &before);
   const pid_t child = ::fork();
-  if (child < 0) return errno_error("fork", errno);
+  if (child < 0) {
+    const int why = errno;
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return errno_error("fork", why);
+  }
   if (child == 0) {
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (::geteuid() == 0) {
       if (::unshare(CLONE_NEWNS) != 0) {
         // A container without the right to make namespaces: the library path still serves everything that
@@ -171,8 +182,14 @@ Result<int> run(const fs::path& directory, const std::vector<std::string>& comma
   Failure failure{};
   const auto got = ::read(reader.get(), &failure, sizeof failure);
   int wait_status = 0;
-  while (::waitpid(child, &wait_status, 0) < 0 && errno == EINTR) {
+  for (pid_t ended = 0; ended == 0 || (ended < 0 && errno == EINTR);) {
+    ended = ::waitpid(child, &wait_status, WNOHANG);
+    if (ended != 0) continue;
+    const timespec most{.tv_sec = 0, .tv_nsec = 200'000'000};
+    if (const int told = ::sigtimedwait(&heard, nullptr, &most); told == SIGTERM || told == SIGHUP)
+      ::kill(child, told);
   }
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   ::sigaction(SIGINT, &before_int, nullptr);
   ::sigaction(SIGQUIT, &before_quit, nullptr);
   if (got == static_cast<ssize_t>(sizeof failure))

@@ -148,9 +148,11 @@ struct Device {
   std::uint32_t pci_domain = 0, pci_bus = 0, pci_device = 0, cc_major = 0, cc_minor = 0, multiprocessors = 0,
                 clock_mhz = 0, memory_clock_mhz = 0, memory_bus_bits = 0, architecture = 0, numa = 0,
                 nvlinks = 0, compute_mode = 0, ecc = 0, pci_id = 0, pci_subsystem = 0;
+  std::uint32_t wrong = none;  // the multiprocessor that computes wrong (a fault, as of the process's start)
   int file = -1;
   Handle device = 0, subdevice = 0;
   std::uint64_t total = 0;
+  std::uint64_t part = 0;  // of a MIG device: the memory of its instance
   CUcontext primary = nullptr;
   unsigned primary_count = 0, primary_flags = 0;
   Pool default_pool;
@@ -172,6 +174,9 @@ struct CUfunc_st {
   CUmodule module = nullptr;
   CUlibrary library = nullptr;
   int attributes[16] = {};
+  // Computes what a kernel of this name does, on `device`; null: nothing (kernels.cpp).
+  void (*work)(const bulkhead::twin::cuda::Device& device, const unsigned* size,
+               void* const* params) = nullptr;
 };
 struct CUmod_st {
   CUcontext context = nullptr;
@@ -396,6 +401,9 @@ void copy_bytes(std::uint64_t to, std::uint64_t from, std::uint64_t bytes);
 void copy_3d(const CUDA_MEMCPY3D& copy);
 void set_bytes(const CUDA_MEMSET_NODE_PARAMS& set);
 CUDA_MEMCPY3D as_3d(const CUDA_MEMCPY2D& copy);
+
+// ---- kernels that compute (kernels.cpp)
+decltype(CUfunc_st::work) work_of(std::string_view name);
 
 // ---- graphs (graph.cpp)
 CUgraphNode add_node(CUgraph graph, int type, std::vector<CUgraphNode> after);

@@ -1,7 +1,8 @@
 // Modules, libraries and functions. Any image will do: functions are names, and a name says how long its
 // kernel takes:
 // `..._us_1600` takes 1600 us (ns and ms likewise), `..._us_param` as many as its first parameter, a u64,
-// says; `fault...` touches an illegal address; every other kernel takes 5 us.
+// says; `fault...` touches an illegal address; every other kernel takes 5 us. A few compute something:
+// kernels.cpp.
 #include <unistd.h>
 
 #include <algorithm>
@@ -32,6 +33,7 @@ namespace {
 void read_name(CUfunc_st& function) {
   const std::string_view name = function.name;
   function.faults = name.starts_with("fault");
+  function.work = work_of(name);
   for (const auto& [word, unit] :
        {std::pair<std::string_view, std::uint64_t>{"_ns_", 1}, {"_us_", 1000}, {"_ms_", 1'000'000}}) {
     const auto at = name.rfind(word);

@@ -66,8 +66,22 @@ fs::path twin_directory() {
 
 // Which of the twin's GPUs CUDA_VISIBLE_DEVICES names, in its order: indices and GPU-uuids, up to the first
 // word that is neither, as the real library reads it.
-std::vector<std::uint32_t> visible(const State& state, const std::vector<std::uint32_t>& all) {
+std::vector<std::uint32_t> visible(const State& state, const std::vector<std::uint32_t>& all,
+                                   const GpuInstance** slice) {
   const char* wanted = std::getenv("CUDA_VISIBLE_DEVICES");
+  // Of MIG devices a process sees the first named, and nothing else.
+  if (const auto first = wanted == nullptr ? "" : trim(split(wanted, ',').front());
+      first.starts_with("MIG-")) {
+    for (std::uint32_t gpu = 0; gpu < state.gpu_count; ++gpu)
+      for (const auto& instance : state.gpus[gpu].instances)
+        for (const auto& compute : instance.compute)
+          if (instance.used != 0 && compute.used != 0 && compute.uuid.view() == first &&
+              state.gpus[gpu].on_pci != 0) {
+            *slice = &instance;
+            return {gpu};
+          }
+    return {};
+  }
   if (wanted == nullptr) return all;
   std::vector<std::uint32_t> chosen;
   for (const auto word : split(wanted, ',')) {
@@ -114,9 +128,21 @@ void describe(const State& state, std::uint32_t index, Device& device) {
   device.ecc = gpu.ecc_current;
   device.pci_id = chip.pci_device;
   device.pci_subsystem = chip.pci_subsystem;
+  for (const auto& fault : state.faults)
+    if (fault.kind == FaultKind::computes_wrong && (fault.gpu == none || fault.gpu == index))
+      device.wrong = static_cast<std::uint32_t>(fault.code);
   device.default_pool.device = &device;
   device.default_pool.is_default = true;
   device.pool = &device.default_pool;
+}
+
+void narrow(const Chip& chip, const GpuInstance& slice, Device& device) {
+  for (std::uint32_t i = 0; i < chip.profile_count; ++i) {
+    const auto& profile = chip.profiles[i];
+    if (profile.id != slice.profile_id) continue;
+    device.part = std::uint64_t{profile.memory_mib} << 20U;
+    device.multiprocessors = profile.sm;
+  }
 }
 
 // The objects that the real cuInit makes for a GPU, in its order.
@@ -168,14 +194,16 @@ CUresult start(Process& all) {
   (*state)->read([&](const State& now) {
     if (now.driver_loaded == 0) return;
     // In nvidia-smi's order, which is CUDA's where all are equally fast. A GPU in MIG mode is not a CUDA
-    // device, and its instances are not simulated here.
+    // device; of its instances the memory's size and the multiprocessors are simulated, no more.
     std::vector<std::uint32_t> there;
     for (std::uint32_t i = 0; i < now.gpu_count; ++i) {
       if (now.gpus[i].on_pci != 0 && now.gpus[i].mig_current == 0) there.push_back(i);
     }
-    for (const auto index : visible(now, there)) {
+    const GpuInstance* slice = nullptr;
+    for (const auto index : visible(now, there, &slice)) {
       auto device = std::make_unique<Device>();
       describe(now, index, *device);
+      if (slice != nullptr) narrow(now.chips[now.gpus[index].chip], *slice, *device);
       device->ordinal = static_cast<int>(all.devices.size());
       minors.push_back(now.gpus[index].minor);
       all.devices.push_back(std::move(device));
@@ -201,6 +229,10 @@ CUresult memory_info(Device& device, std::uint64_t& free_bytes, std::uint64_t& t
   if (result != CUDA_SUCCESS) return result;
   total_bytes = static_cast<std::uint64_t>(info.list[0].data) << 10U;
   free_bytes = static_cast<std::uint64_t>(info.list[1].data) << 10U;
+  if (device.part != 0) {
+    total_bytes = std::min(total_bytes, device.part);
+    free_bytes = std::min(free_bytes, device.part);
+  }
   return CUDA_SUCCESS;
 }
 

@@ -531,6 +531,7 @@ CUresult launch(CUfunction function, const unsigned* size, CUstream handle, void
     return CUDA_SUCCESS;
   }
   if (const auto failed = fit_stack(stream->context); failed != CUDA_SUCCESS) return failed;
+  if (function->work != nullptr && params != nullptr) function->work(*stream->context->device, size, params);
   return submit(call.lock(), stream, ns, function->faults);
 }
 

@@ -140,14 +140,14 @@ bool process_on(const State& state, std::uint32_t gpu, std::uint32_t gpu_instanc
 }
 
 // ---- mode
-ModeAnswer set_mode(State& state, std::uint32_t gpu, bool on) {
+ModeAnswer set_mode(State& state, std::uint32_t gpu, bool on, bool held) {
   Gpu& g = state.gpus[gpu];
   const MigActivation how = chip_of(state, gpu).mig;
   if (how == MigActivation::unsupported) return {not_supported, success};
   const std::uint32_t wanted = on ? 1 : 0;
   g.mig_pending = wanted;
   if (g.mig_current == wanted) return {};
-  if (!taken(g).empty() || process_on(state, gpu)) return {success, in_use};
+  if (held || !taken(g).empty() || process_on(state, gpu)) return {success, in_use};
   if (how == MigActivation::needs_reset && state.virtualization != 0) return {success, reset_required};
   reset(state, gpu);
   return {};

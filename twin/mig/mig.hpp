@@ -41,7 +41,7 @@ struct ModeAnswer {
 };
 // Ampere changes mode by a reset, which the driver does itself on an idle board of a bare-metal host; in a
 // virtual machine it answers RESET_REQUIRED. Hopper and later change at once. Anybody on the GPU: IN_USE.
-ModeAnswer set_mode(State& state, std::uint32_t gpu, bool on);
+ModeAnswer set_mode(State& state, std::uint32_t gpu, bool on, bool held = false);  // held: by somebody else
 // A GPU reset: instances go, the pending mode becomes the current one. Ampere keeps the mode in its InfoROM.
 void reset(State& state, std::uint32_t gpu);
 // nvidia.ko unloaded or the host rebooted: instances go; Hopper and later forget the mode as well.

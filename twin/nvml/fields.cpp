@@ -127,7 +127,16 @@ std::optional<Live> of_links(Dev d, const nvmlFieldValue_t& asked) {
   if (asked.fieldId == 91) return Live{type_uint, d.chip->nvlinks};  // NVLINK_LINK_COUNT
   if (asked.fieldId == 165 && asked.scopeId < d.chip->nvlinks)       // NVLINK_GET_STATE
     return Live{type_uint, active[asked.scopeId] != 0 ? 1U : 0U};
-  return std::nullopt;
+  switch (asked.fieldId) {
+    case 38:  // NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL
+    case 52:  // NVLINK_REPLAY_ERROR_COUNT_TOTAL: what was damaged is sent again
+      return wide(crc_errors(*d.gpu));
+    case 45:  // NVLINK_CRC_DATA_ERROR_COUNT_TOTAL
+    case 59:  // NVLINK_RECOVERY_ERROR_COUNT_TOTAL
+      return wide(0);
+    default:
+      return std::nullopt;
+  }
 }
 
 const FieldAnswer* recorded(const Chip& chip, unsigned id) {

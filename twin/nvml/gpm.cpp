@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "twin/nvml/library.hpp"
+#include "twin/physics/physics.hpp"
 
 using namespace bulkhead::twin;        // NOLINT(google-build-using-namespace): this file is the library
 using namespace bulkhead::twin::nvml;  // NOLINT(google-build-using-namespace)
@@ -22,6 +23,7 @@ constexpr unsigned metrics_known = 140;
 struct Sample {
   std::uint64_t now_ns = 0;
   double busy = 0;
+  double link_mib = 0;  // a second, into the board over NVLink
 };
 
 struct Samples {
@@ -76,6 +78,8 @@ double value_of(unsigned id, const Sample& sample) {
       return sample.busy * 60;  // tensor cores
     case 10:
       return sample.busy * 50;  // DRAM bandwidth
+    case 60:
+      return sample.link_mib;
     default:
       return 0;
   }
@@ -97,7 +101,9 @@ nvmlReturn_t take(const char* function, nvmlDevice_t device, nvmlGpmSample_t han
     const std::lock_guard<std::mutex> lock(samples().mutex);
     Sample* sample = known(handle);
     if (sample == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
-    *sample = {d.state->now_ns, busy};
+    const bool linked = gpu_instance == none && physics::damaged_flits(*d.state, d.slot).has_value();
+    *sample = {d.state->now_ns, busy,
+               linked ? physics::faulty_link_flits * physics::flit_bytes / (1024 * 1024) : 0};
     return NVML_SUCCESS;
   });
 }

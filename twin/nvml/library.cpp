@@ -1,6 +1,7 @@
 #include "twin/nvml/library.hpp"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,6 +34,7 @@ struct Session {
   pid_t pid = 0;
   std::filesystem::path directory;
   std::unique_ptr<StateFile> file;
+  UniqueFd clients;  // read-locked while NVML is open: a lock of this process, which a child does not inherit
   std::unique_ptr<rm::Driver> driver;  // once something was looked at; none when it cannot be opened
   std::array<Handle, max_gpus> gpus{};
   std::array<Handle, max_handles> others{};
@@ -69,6 +71,12 @@ nvmlReturn_t open_session(Session& s) {
   s.file = std::move(file).value();
   s.driver.reset();
   s.pid = ::getpid();
+  const auto clients = s.directory / "clients";
+  s.clients.reset(::open(clients.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  if (!s.clients) s.clients.reset(::open(clients.c_str(), O_RDONLY | O_CLOEXEC));
+  struct flock here {};
+  here.l_type = F_RDLCK;
+  if (s.clients) (void)::fcntl(s.clients.get(), F_SETLK, &here);
   return NVML_SUCCESS;
 }
 
@@ -361,6 +369,14 @@ bool off_the_bus(const State& state, std::uint32_t gpu) {
   return state.gpus[gpu].on_pci == 0 || planted(state, FaultKind::off_the_bus, gpu).has_value();
 }
 
+bool held_by_others(const State& state, std::uint32_t gpu) {
+  const Session& s = session();
+  if (!s.clients || !planted(state, FaultKind::other_clients, gpu)) return false;
+  struct flock other {};
+  other.l_type = F_WRLCK;
+  return ::fcntl(s.clients.get(), F_GETLK, &other) == 0 && other.l_type != F_UNLCK;
+}
+
 std::uint32_t index_of(const State& state, std::uint32_t gpu) {
   std::uint32_t index = 0;
   for (std::uint32_t g = 0; g < gpu; ++g) index += enumerated(state, g) ? 1U : 0U;
@@ -536,6 +552,7 @@ nvmlReturn_t nvmlShutdown() {
   if (--s.users == 0) {
     s.file.reset();
     s.driver.reset();
+    s.clients.reset();
   }
   return NVML_SUCCESS;
 }

@@ -86,6 +86,9 @@ std::uint32_t index_of(const State& state, std::uint32_t gpu);
 // The slot at an NVML index, or none.
 std::uint32_t slot_at(const State& state, std::uint32_t index);
 bool off_the_bus(const State& state, std::uint32_t gpu);
+// The fault `other_clients` is there, and so is a process beside this one that has NVML open. Inside a call
+// only.
+bool held_by_others(const State& state, std::uint32_t gpu);
 
 // The twin's host tree. Inside a call only.
 std::filesystem::path root_directory();

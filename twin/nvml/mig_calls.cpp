@@ -127,7 +127,8 @@ nvmlReturn_t nvmlDeviceSetMigMode(nvmlDevice_t device, unsigned mode, nvmlReturn
   return tell(
       __func__, device, activation != nullptr && mode <= NVML_DEVICE_MIG_ENABLE,
       [&](State& state, std::uint32_t gpu) {
-        const mig::ModeAnswer answer = mig::set_mode(state, gpu, mode == NVML_DEVICE_MIG_ENABLE);
+        const mig::ModeAnswer answer =
+            mig::set_mode(state, gpu, mode == NVML_DEVICE_MIG_ENABLE, held_by_others(state, gpu));
         if (answer.code == mig::success) *activation = to_nvml(answer.activation);
         return to_nvml(answer.code);
       },

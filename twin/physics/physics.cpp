@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 namespace bulkhead::twin::physics {
 
@@ -19,7 +20,10 @@ constexpr double clock_exponent = 2.4;
 
 // nvmlClocksEventReason bits, nvml.h.
 constexpr std::uint64_t reason_idle = 0x1, reason_app_clocks = 0x2, reason_power_cap = 0x4,
-                        reason_hw_slowdown = 0x8, reason_sw_thermal = 0x20, reason_hw_thermal = 0x40;
+                        reason_hw_slowdown = 0x8, reason_sw_thermal = 0x20, reason_hw_thermal = 0x40,
+                        reason_power_brake = 0x80;
+// A board among others whose fan stands still still gets the draught of theirs.
+constexpr double still_air = 2.2;  // times the resistance between sink and air
 
 double toward(double from, double to, double dt, double inertia) {
   return to + (from - to) * std::exp(-dt / inertia);
@@ -42,6 +46,20 @@ double slice_share(const State& state, const Process& process) {
     }
   }
   return 0;  // its slice is gone
+}
+
+bool has_fault(const State& state, std::uint32_t index, FaultKind kind) {
+  return std::any_of(std::begin(state.faults), std::end(state.faults), [&](const Fault& fault) {
+    return fault.kind == kind && (fault.gpu == none || fault.gpu == index);
+  });
+}
+
+// Counted on the first link, as long as the board is there.
+void damage_flits(State& state, std::uint32_t index, std::uint64_t dt_ns) {
+  const auto damaged = damaged_flits(state, index);
+  if (!damaged || state.gpus[index].on_pci == 0) return;
+  state.gpus[index].nvlink_crc_errors[0] += static_cast<std::uint64_t>(
+      faulty_link_flits * static_cast<double>(dt_ns) / 1e9 * static_cast<double>(*damaged) / 1e6);
 }
 
 double asked_busy(const State& state, std::uint32_t index) {
@@ -112,6 +130,11 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
     clock = std::max(lowest, std::min(clock, highest / 2));
     reasons |= reason_hw_slowdown | reason_hw_thermal;
   }
+  if (powered && has_fault(state, index, FaultKind::power_brake)) {
+    // The brake pin works as the board's own protection does.
+    clock = std::max(lowest, std::min(clock, highest / 2));
+    reasons |= reason_hw_slowdown | reason_power_brake;
+  }
   // Boards know only whole steps; round down, never over a limit.
   gpu.clock_graphics =
       lowest + std::floor((clock - lowest) / chip.clock_graphics_step + 1e-9) * chip.clock_graphics_step;
@@ -128,6 +151,7 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
     if ((reasons & reason_power_cap) != 0) gpu.ns_power_cap += dt_ns;
     if ((reasons & reason_sw_thermal) != 0) gpu.ns_sw_thermal += dt_ns;
     if ((reasons & reason_hw_thermal) != 0) gpu.ns_hw_thermal += dt_ns;
+    if ((reasons & reason_power_brake) != 0) gpu.ns_power_brake += dt_ns;
   }
 
   // ---- power, energy, heat
@@ -137,7 +161,8 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
   gpu.watts_average = toward(gpu.watts_average, gpu.watts, dt, average_s);
   gpu.energy_mj += gpu.watts * dt * 1000;
   const double flow = (gpu.temperature - gpu.sink_temperature) / chip.r_die_sink;
-  const double away = (gpu.sink_temperature - gpu.inlet) / chip.r_sink_air;
+  const double away = (gpu.sink_temperature - gpu.inlet) /
+                      (chip.r_sink_air * (has_fault(state, index, FaultKind::failed_fan) ? still_air : 1));
   gpu.temperature += (gpu.watts - flow) / chip.c_die * dt;
   gpu.sink_temperature += (flow - away) / chip.c_sink * dt;
   if (powered && chip.threshold_shutdown > 0 && gpu.temperature >= chip.threshold_shutdown)
@@ -147,7 +172,10 @@ void step_board(State& state, std::uint32_t index, double asked, double dt, std:
 void tick(State& state, std::uint64_t dt_ns, const double* asked) {
   state.now_ns += dt_ns;
   const double dt = static_cast<double>(dt_ns) / 1e9;
-  for (std::uint32_t g = 0; g < state.gpu_count; ++g) step_board(state, g, asked[g], dt, dt_ns);
+  for (std::uint32_t g = 0; g < state.gpu_count; ++g) {
+    step_board(state, g, asked[g], dt, dt_ns);
+    damage_flits(state, g, dt_ns);
+  }
 }
 
 }  // namespace
@@ -171,7 +199,16 @@ void step(State& state, std::uint64_t dt_ns) {
     if ((gpu.clock_reasons & reason_power_cap) != 0) gpu.ns_power_cap += rest;
     if ((gpu.clock_reasons & reason_sw_thermal) != 0) gpu.ns_sw_thermal += rest;
     if ((gpu.clock_reasons & reason_hw_thermal) != 0) gpu.ns_hw_thermal += rest;
+    if ((gpu.clock_reasons & reason_power_brake) != 0) gpu.ns_power_brake += rest;
+    damage_flits(state, g, rest);
   }
+}
+
+std::optional<unsigned> damaged_flits(const State& state, std::uint32_t gpu) {
+  for (const Fault& fault : state.faults)
+    if (fault.kind == FaultKind::link_errors && (fault.gpu == none || fault.gpu == gpu))
+      return static_cast<unsigned>(std::clamp(fault.code, 0, 1'000'000));
+  return std::nullopt;
 }
 
 bool follow(State& state, std::uint64_t host_monotonic_ns) {

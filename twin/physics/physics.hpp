@@ -4,10 +4,17 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "twin/state/state.hpp"
 
 namespace bulkhead::twin::physics {
+
+// What NVLink carries into a board under the fault `link_errors`: flits of 16 bytes a second.
+inline constexpr double faulty_link_flits = 1e9;
+inline constexpr double flit_bytes = 16;
+// Of a million flits into this board, how many are damaged; nullopt: there is no such fault.
+std::optional<unsigned> damaged_flits(const State& state, std::uint32_t gpu);
 
 // Moves the whole machine by `dt_ns` of simulated time: inside, in steps of at most 100 ms (the time
 // constants are seconds); a very long time is cut short once every board has settled.

@@ -379,6 +379,10 @@ Result<std::map<std::string, PciFunction>> load_devices(const Source& source) {
       f.is_bridge = row.flag_or("bridge", false);
       f.reset_method = row.text_or("reset", "");
       f.vfs_total = row.number_or("vfs", 0U);
+      if (row.has("attributes")) {
+        for (const auto& attribute : row.node("attributes"))
+          f.attributes.emplace_back(attribute.first.Scalar(), attribute.second.Scalar());
+      }
       if (row.has("link")) {
         const auto link = row.numbers("link");
         if (link.size() == 2) {

@@ -51,7 +51,7 @@ TEST(TwinProfile, EveryProfileLoadsAndSaysWhatItIs) {
       uuids.insert(std::string(machine->state->gpus[g].uuid.view()));
     EXPECT_EQ(uuids.size(), machine->state->gpu_count) << "two GPUs of one name in " << profile.name;
   }
-  EXPECT_EQ(names, (std::set<std::string>{"dgx-a100", "dgx-h100", "h100-vm", "hgx-h200", "l40s-4", "mixed"}));
+  EXPECT_EQ(names, (std::set<std::string>{"dgx-a100", "dgx-h100", "h100-vm", "hgx-h200", "l40s-4", "makers", "mixed"}));
 }
 
 TEST(TwinProfile, DgxH100IsEightGpusFourSwitchesTwoNodes) {

@@ -10,6 +10,8 @@
 
 #include <fmt/format.h>
 
+#include "twin/state/state.hpp"
+
 namespace bulkhead::twin::rm {
 
 static_assert(std::is_trivially_copyable_v<Page>, "Page lives in a shared mapping");
@@ -23,17 +25,6 @@ struct Saved {
 };
 
 constexpr std::size_t padded(std::size_t size) { return (size + 7) / 8 * 8; }
-
-bool set_lock(int fd, short type) {
-  struct flock lock {};
-  lock.l_type = type;
-  lock.l_whence = SEEK_SET;
-  int rc = 0;
-  do {
-    rc = ::fcntl(fd, F_OFD_SETLKW, &lock);
-  } while (rc != 0 && errno == EINTR);
-  return rc == 0;
-}
 
 // A whole file under another name first, then linked: whoever finds rm.bin finds a finished one.
 Status make(const std::filesystem::path& path) {
@@ -85,7 +76,8 @@ Result<std::unique_ptr<Store>> Store::open(const std::filesystem::path& path) {
   store->page_ = static_cast<Page*>(memory);
   store->owner_ = ::getpid();
   const Page& page = *store->page_;
-  if (std::memcmp(page.magic, magic, sizeof magic) != 0 || page.version != page_version || page.size != sizeof(Page)) {
+  if (std::memcmp(page.magic, magic, sizeof magic) != 0 || page.version != page_version ||
+      page.size != sizeof(Page)) {
     return Error(Errc::corrupt, fmt::format("{}: made by another build", path.string()),
                  "make the twin again: bulkhead twin down --dir DIR; bulkhead twin up PROFILE --dir DIR");
   }
@@ -96,9 +88,9 @@ Store::~Store() {
   if (page_ != nullptr) ::munmap(page_, sizeof(Page));
 }
 
-// The kernel's lock is between open file descriptions: threads that share one need the mutex as well, and a child
-// after fork, which shares its parent's, opens the file anew. The parent may have been inside a call when it forked:
-// its mutex is left as it is, for ever.
+// The kernel's lock is between open file descriptions: threads that share one need the mutex as well, and a
+// child after fork, which shares its parent's, opens the file anew. The parent may have been inside a call
+// when it forked: its mutex is left as it is, for ever.
 void Store::after_fork() {
   if (owner_ == ::getpid()) return;
   static_cast<void>(mutex_.release());
@@ -121,8 +113,8 @@ Store::Lock::~Lock() {
   if (held_) set_lock(store_.fd_.get(), F_UNLCK);
 }
 
-// A killed process executes its instructions up to one of them, in order as it sees them itself: the compiler is all
-// that may not reorder here, and the lock's hand-over makes them visible to the next holder.
+// A killed process executes its instructions up to one of them, in order as it sees them itself: the compiler
+// is all that may not reorder here, and the lock's hand-over makes them visible to the next holder.
 void Store::save(const void* what, std::size_t size) {
   Journal& journal = page_->journal;
   const auto offset =
@@ -140,7 +132,8 @@ void Store::save(const void* what, std::size_t size) {
   std::memcpy(journal.entries + at, &entry, sizeof entry);
   std::memcpy(journal.entries + at + sizeof entry, what, size);
   std::atomic_signal_fence(std::memory_order_seq_cst);
-  std::atomic_ref<std::uint64_t>(journal.bytes).store(at + sizeof entry + padded(size), std::memory_order_release);
+  std::atomic_ref<std::uint64_t>(journal.bytes)
+      .store(at + sizeof entry + padded(size), std::memory_order_release);
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }
 
@@ -156,7 +149,8 @@ void Store::abandon() {
   for (std::uint64_t at = 0; at < journal.bytes;) {
     Saved entry{};
     std::memcpy(&entry, journal.entries + at, sizeof entry);
-    std::memcpy(reinterpret_cast<char*>(page_) + entry.offset, journal.entries + at + sizeof entry, entry.size);
+    std::memcpy(reinterpret_cast<char*>(page_) + entry.offset, journal.entries + at + sizeof entry,
+                entry.size);
     at += sizeof entry + padded(entry.size);
   }
   commit();

@@ -78,6 +78,8 @@ std::string_view nonsense_in(const State& state) {
 constexpr const char* remake_hint =
     "make it again: bulkhead twin down --dir DIR; bulkhead twin up PROFILE --dir DIR";
 
+}  // namespace
+
 bool set_lock(int fd, short type) {
   struct flock lock {};
   lock.l_type = type;
@@ -88,8 +90,6 @@ bool set_lock(int fd, short type) {
   } while (rc != 0 && errno == EINTR);
   return rc == 0;
 }
-
-}  // namespace
 
 // The kernel's lock is between open file descriptions, so threads that share one need the mutex as well, and
 // a child after fork, which shares its parent's, opens the file anew before its first use.

@@ -165,15 +165,21 @@ enum class FaultKind : std::uint32_t {
   off_the_bus,
   fabric_lost,
   no_systemd,
-  ignores_slices,  // the driver accepts time slices and runs its own
-  ignores_disable  // the driver accepts DISABLE_CHANNELS and disables nothing
+  ignores_slices,   // the driver accepts time slices and runs its own
+  ignores_disable,  // the driver accepts DISABLE_CHANNELS and disables nothing
+  failed_fan,       // less air over the board; a fan of the host's sensors stands still
+  power_brake,      // the rack or a supply asserts the board's brake pin
+  sagging_rail,     // 12 V as the host's sensors see it
+  link_errors,      // NVLink is busy, and of a million flits `code` arrive damaged
+  other_clients,    // MIG mode stays pending while another process has NVML open, as on a board
+  computes_wrong    // the multiprocessor `code` answers one bit wrong, without a word in any log
 };
 
 struct Fault {
   FaultKind kind;
   std::uint32_t gpu;  // none: any
   Text<64> function;  // NVML entry point, for the *_call and kill_* kinds
-  std::int32_t code;  // nvmlReturn_t to answer
+  std::int32_t code;  // nvmlReturn_t to answer; link_errors: of a million flits; computes_wrong: multiprocessor
   std::uint64_t delay_ms;
   std::uint32_t remaining;  // times left; none: for ever
 };
@@ -202,6 +208,10 @@ struct State {
   Fault faults[max_faults];
   Unit units[max_units];
 };
+
+// A lock between open file descriptions, so that threads that share one need a mutex as well. F_RDLCK and
+// F_WRLCK wait for it, F_UNLCK gives it back. False: errno says why.
+bool set_lock(int fd, short type);
 
 class StateFile {
  public:

@@ -256,7 +256,12 @@ void write_function(Writer& out, const Host& host, std::size_t index, const Plac
   set("ari_enabled", "0");
   set("dma_mask_bits", f.gpu != none ? "52" : "64");
   set("consistent_dma_mask_bits", f.gpu != none ? "52" : "64");
-  if ((f.class_code >> 8U) == 0x0300) set("boot_vga", "1");
+  if ((f.class_code >> 8U) == 0x0300) {  // the firmware started on one of them
+    const auto first = std::find_if(host.pci.begin(), host.pci.end(), [](const PciFunction& other) {
+      return (other.class_code >> 8U) == 0x0300;
+    });
+    set("boot_vga", &*first == &f ? "1" : "0");
+  }
   if (f.link_generation > 0) {
     set("max_link_speed", speed_of(f.link_generation));
     set("max_link_width", fmt::format("{}", f.link_width));
@@ -277,6 +282,7 @@ void write_function(Writer& out, const Host& host, std::size_t index, const Plac
     set("sriov_vf_device", fmt::format("{:x}", f.device_id));
     set("sriov_drivers_autoprobe", "1", 0644);
   }
+  for (const auto& [attribute, value] : f.attributes) out.attribute(path + "/" + attribute, value, 0644);
   if (!host.virtual_machine && f.link_generation > 0) {
     out.file(path + "/aer_dev_correctable",
              "RxErr 0\nBadTLP 0\nBadDLLP 0\nRollover 0\nTimeout 0\nNonFatalErr 0\nCorrIntErr 0\nHeaderOF "

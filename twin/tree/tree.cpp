@@ -66,6 +66,19 @@ mv "$image.new" "$image"
 echo "update-initramfs: Generating ${image#"$root"}" >&2
 )SH";
 
+// The vendor's tool resets a board by calls that no header has, and that our library does not answer. What
+// production runs below the root is this: for --gpu-reset alone, by UUID.
+constexpr const char* reset_tool = R"SH(#!/bin/sh
+set -eu
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P)
+root=${{here%/usr/bin}}
+if [ "$#" != 3 ] || [ "$1" != --gpu-reset ] || [ "$2" != -i ]; then
+  echo "nvidia-smi: only --gpu-reset -i UUID is known here" >&2
+  exit 2
+fi
+exec '{}' twin reset "$3" --dir "${{root%/root}}"
+)SH";
+
 // The arguments of the running kernel without what the boot loader itself adds.
 std::string own_arguments(const Host& host) {
   std::string out;
@@ -100,6 +113,9 @@ void write_etc(Writer& out, const Host& host) {
   out.file("etc/modprobe.d/blacklist-nouveau.conf", "blacklist nouveau\noptions nouveau modeset=0\n");
   out.directory("etc/modules-load.d");
   out.directory("etc/udev/rules.d");
+  std::error_code failed;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", failed);
+  out.file("usr/bin/nvidia-smi", fmt::format(reset_tool, failed ? "bulkhead" : self.string()), 0755);
   out.file("usr/sbin/update-grub", update_grub, 0755);
   if (host.os_id == "ubuntu" || host.os_id == "debian")
     out.file("usr/sbin/update-initramfs", update_initramfs, 0755);

@@ -38,6 +38,8 @@ struct PciFunction {
   unsigned link_generation_now = 0, link_width_now = 0;
   unsigned vfs_total = 0;         // SR-IOV capability; 0: none
   std::string reset_method = {};  // "flr bus"; empty: the file is not there
+  // Files that its driver adds to its folder: {"sriov_admin/pf/profile/exec_quantum_ms", "0"}
+  std::vector<std::pair<std::string, std::string>> attributes = {};
   unsigned irq = 0;
   unsigned slot = 0;  // physical slot number for SMBIOS type 9; 0: none
 };

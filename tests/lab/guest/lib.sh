@@ -61,6 +61,21 @@ hand_to_vfio() {
   put "$1" /sys/bus/pci/drivers_probe
 }
 
+# ---- a slot's power: without it a device answers nothing, and the kernel is not told. slot_power DEVICE on|off
+config_byte() { dd if=$1/config bs=1 skip=$2 count=1 2>/dev/null | hexdump -e '1/1 "%u"'; }
+capability() { # FOLDER NUMBER: where it begins
+  local at=$(config_byte $1 52)
+  while [ $at != 0 ] && [ $(config_byte $1 $at) != $2 ]; do at=$(config_byte $1 $((at + 1))); done
+  echo $at
+}
+slot_power() {
+  local port=$(dirname "$(readlink -f $pci/$1)") at now
+  at=$(($(capability $port 16) + 25)) # the upper half of slot control; bit 2 is the power controller's, 1 is off
+  now=$(config_byte $port $at)
+  case $2 in off) now=$((now | 4)) ;; on) now=$((now & ~4)) ;; esac
+  printf "\\$(printf %o $now)" | dd of=$port/config bs=1 seek=$at 2>/dev/null
+}
+
 # ---- what the doctor found: "doctor_looks [OPTION...]", then by the check's id
 doctor_looks() { bulkhead doctor --json "$@" >/tmp/doctor.json; }
 verdict() { jq -r --arg id "$1" '.findings[] | select(.id == $id) | .verdict' /tmp/doctor.json; }
@@ -74,14 +89,15 @@ lose_power() {
   while :; do sleep 60; done
 }
 
-# ---- kill -9 at the N-th system call of a process: killed_at CALL N COMMAND...: true when the command, or a process it made,
-# was killed there, false when each made fewer calls of that kind. The exit code is in $code.
+# ---- kill -9 at the N-th system call of a process: killed_at CALL[:PART] N COMMAND...: true when the command, or a process it
+# made, was killed there (with cut_how=end: all of it), false when each made fewer calls of that kind, on files whose path has
+# PART in it. The exit code is in $code.
 killed_at() {
   local call=$1 n=$2
   shift 2
   code=0
-  strace -f -q --seccomp-bpf -o /tmp/strace -e trace=$call -e inject=$call:signal=KILL:when=$n "$@" >/tmp/killed 2>&1 || code=$?
-  grep -q 'killed by SIGKILL' /tmp/strace
+  lab_cut ${cut_how:-kill} $call $n "$@" >/tmp/killed 2>&1 || code=$?
+  [ $code = 137 ]
 }
 # kill_everywhere "CALL..." AFTER COMMAND...: kills the command at its first, second ... call of each kind until it survives, and runs
 # AFTER each time with what happened in $where. The command must be one that can be begun again. $kills counts.

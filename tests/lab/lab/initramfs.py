@@ -5,7 +5,7 @@ import glob, os, re, shutil, stat, subprocess, tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MODULES = """vfio vfio-pci vfio_iommu_type1 iommufd pci-stub nvme igb igbvf e1000 ipmi_si ipmi_devintf snd-hda-intel xhci-pci
-  virtio_pci virtio_blk virtio_net ext4 crc32c_generic crc32c_intel aer_inject qemu_fw_cfg""".split()
+  virtio_pci virtio_blk virtio_net ahci sd_mod ext4 crc32c_generic crc32c_intel aer_inject qemu_fw_cfg""".split()
 TOOLS = """/usr/bin/bash /usr/bin/ipmitool /usr/sbin/driverctl /usr/bin/lspci /usr/bin/setpci /usr/bin/jq /usr/bin/strace /usr/bin/realpath""".split()
 
 

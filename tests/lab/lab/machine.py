@@ -16,14 +16,20 @@ PARTS = {
     "nvme-large": port(1) + ["-device", "nvme-subsys,id=ss0", "-device", "nvme,id=nv0,serial=BHNVME01,subsys=ss0,bus=rp1,"
                              "sriov_max_vfs=127,sriov_vq_flexible=254,sriov_vi_flexible=127,max_ioqpairs=1024,msix_qsize=1024"],
     # What a GPU looks like to the bus: a 3D controller, its audio function and its USB-C controller in one IOMMU group.
-    "gpu": port(2) + ["-blockdev", "null-co,node-name=nul0,size=1048576,read-zeroes=on",
+    # (Of a link faster than 5 GT/s Linux wants to see that it is up again after a reset, which QEMU's ports do not show.)
+    "gpu": port(2, "x-speed=5") + ["-blockdev", "null-co,node-name=nul0,size=1048576,read-zeroes=on",
                       "-device", "virtio-blk-pci,id=gpu0,drive=nul0,bus=rp2,addr=0.0,multifunction=on,class=0x0302",
-                      "-device", "intel-hda,id=gpu0a,bus=rp2,addr=0.1", "-device", "qemu-xhci,id=gpu0u,bus=rp2,addr=0.2"],
+                      # Each says that there are others, as GPUs' do: Linux looks for that when it finds one anew, and groups by it.
+                      "-device", "intel-hda,id=gpu0a,bus=rp2,addr=0.1,multifunction=on",
+                      "-device", "qemu-xhci,id=gpu0u,bus=rp2,addr=0.2,multifunction=on"],
     # Two strangers behind a conventional PCI bridge share one IOMMU group.
     "bridge": port(3) + ["-device", "pcie-pci-bridge,id=br0,bus=rp3", "-device", "edu,id=edu0,bus=br0,addr=1",
                          "-device", "e1000,id=e0,bus=br0,addr=2,romfile="],
     # A network card with SR-IOV (QEMU 8 and later).
     "igb": port(4) + ["-device", "igb,id=igb0,bus=rp4,romfile="],
+    # One with two ports: functions of one slot that Linux knows (82576) to be isolated from each other, each in a group of its own.
+    "igb-two": port(6, "x-speed=5") + ["-device", "igb,id=igb1,bus=rp6,addr=0.0,multifunction=on,romfile=,x-pcie-ari-nextfn-1=on",
+                                       "-device", "igb,id=igb2,bus=rp6,addr=0.1,multifunction=on,romfile="],
     # A baseboard management controller on the ISA bus, reached in band.
     "bmc": ["-device", "ipmi-bmc-sim,id=bmc0{sdr}", "-device", "isa-ipmi-kcs,bmc=bmc0,ioport=0xca2,irq=5"],
     # One that is played outside (bmc.py): it tells thresholds, is awkward, and can go deaf.
@@ -62,6 +68,10 @@ class Broken(Exception):
     """The machine did not come up or did not end as it should; the message says how."""
 
 
+class Died(Broken):
+    """A signal ended the emulator: that says nothing about what ran in it."""
+
+
 def qemu(place, version):
     """The program, its leading arguments and its environment. `version`: 7 is the host's own, 10 the backport."""
     environment = dict(os.environ)
@@ -74,7 +84,7 @@ def qemu(place, version):
     return [f"{tree}/bin/qemu-system-x86_64"] + [a for f in folders for a in ("-L", f)], environment
 
 
-def command(place, scenario, kernel, accelerator, initrd, folder, boot, disk):
+def command(place, scenario, kernel, accelerator, initrd, folder, boot, disk, point=""):
     program, environment = qemu(place, scenario.qemu)
     fast = ["-accel", "kvm", "-cpu", "host"] if accelerator == "kvm" else ["-accel", "tcg,thread=multi", "-cpu", "max" + (",-hypervisor" if scenario.metal else "") + scenario.cpu]
     machine = "q35,kernel-irqchip=split" if accelerator == "kvm" else "q35"
@@ -85,10 +95,10 @@ def command(place, scenario, kernel, accelerator, initrd, folder, boot, disk):
         devices += [a.replace("{sdr}", f",sdrfile={folder}/sdr.bin" if os.path.exists(f"{folder}/sdr.bin") else "")
                     .replace("{folder}", folder) for a in PARTS[part]]
     if disk:
-        devices += ["-drive", f"if=none,id=disk0,file={disk},format=raw,cache=writeback", "-device", "virtio-blk-pci,drive=disk0,bus=pcie.0,addr=1e.0"]
+        devices += ["-drive", f"if=none,id=disk0,file={disk},format=raw,cache=writeback", "-device", "ide-hd,drive=disk0,bus=ide.0"]
     image = os.path.join(place, f"kernel-{kernel}", "vmlinux")
     # no_timer_check: on a loaded host the emulated timer looks broken and the kernel panics with interrupt remapping.
-    words = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "tsc=reliable", f"lab.boot={boot}"] + (["lab.disk"] if disk else []) + scenario.append
+    words = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "tsc=reliable", f"lab.boot={boot}"] + (["lab.disk"] if disk else []) + ([f"lab.from={point}"] if point else []) + scenario.append
     return [*program, "-nodefaults", "-no-user-config", "-machine", machine, *fast, "-smp", "2", "-m", "1G", "-display", "none",
             "-no-reboot", *devices, "-serial", f"file:{folder}/console", "-serial", f"file:{folder}/results",
             "-qmp", f"unix:{folder}/qmp,server=on,wait=off", "-kernel", image, "-initrd", initrd, "-append", " ".join(words)], environment

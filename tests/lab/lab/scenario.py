@@ -9,7 +9,7 @@ class Scenario:
     def __init__(self, path):
         self.path, self.name = path, os.path.basename(path)[:-3]
         self.what = ""           # one sentence
-        self.set = "full"        # fast: also in ./do test
+        self.set = "full"        # fast: also in ./do test; named: only when it is named
         self.kernels = ["6.1"]   # a boot for each
         self.parts = []          # of machine.PARTS
         self.iommu = "intel"     # of machine.IOMMU
@@ -22,6 +22,7 @@ class Scenario:
         self.boots = 1           # how often the power may be lost, and one
         self.modules = []        # test modules compiled for this kernel (tests/lab/modules)
         self.files = []          # PATH in the repository, put into /lab
+        self.tools = []          # more programs of this host for the guest, by their paths, with their libraries
         self.host = {}           # mark -> QMP command: what the host does when the guest says "mark NAME"
         with open(path) as f:
             for number, line in enumerate(f, 1):
@@ -43,7 +44,7 @@ class Scenario:
             setattr(self, key, value)
         elif key in ("qemu", "limit", "boots"):
             setattr(self, key, int(value))
-        elif key in ("parts", "append", "modules", "files"):
+        elif key in ("parts", "append", "modules", "files", "tools"):
             setattr(self, key, value.split())
         elif key == "kernel":
             self.kernels = value.split()

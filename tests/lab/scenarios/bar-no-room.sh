@@ -1,5 +1,4 @@
 #: what A GPU's window of 64 GiB finds no room in 36 address bits.
-#: set fast
 #: kernel 6.1 6.12
 #: parts big-bar
 #: cpu ,phys-bits=36

@@ -1,5 +1,4 @@
 #: what Sensors of the BMC, read in band, are what ipmitool reads.
-#: set fast
 #: kernel 6.1 6.12
 #: parts bmc
 . /lab/lib.sh

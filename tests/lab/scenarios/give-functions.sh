@@ -1,5 +1,4 @@
 #: what Virtual functions for two guests, through our own hands: made, bound, proved, held, taken back.
-#: set fast
 #: kernel 6.1 6.12
 #: parts nvme
 . /lab/lib.sh

@@ -1,5 +1,4 @@
 #: what A whole GPU to a guest and back: every function of its group, proved by opening; and what is refused.
-#: set fast
 #: kernel 6.1 6.12
 #: parts nvme gpu bridge display
 . /lab/lib.sh

@@ -1,5 +1,4 @@
 #: what What bulkhead says of the host is what the kernel says.
-#: set fast
 #: kernel 6.1 6.12
 #: parts nvme gpu bridge numa
 . /lab/lib.sh

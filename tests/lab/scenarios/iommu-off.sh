@@ -16,6 +16,7 @@ says "because the command line says so" 'intel_iommu=off' "$(words iommu.kernel)
 says "with the argument to change" 'intel_iommu' "$(jq -r '.findings[] | select(.verdict == "fail") | .mends // .mend | tostring' /tmp/doctor.json)"
 hand_to_vfio $gpu
 same "the kernel itself refuses to bind it" none "$(driver_of $gpu)"
+same "and says why where it is asked by name" EINVAL "$(lab_write /sys/bus/pci/drivers/vfio-pci/bind $gpu)"
 
 # ---- in our words
 nvme=$(nvme)

@@ -1,5 +1,4 @@
 #: what An IOMMU in force: the doctor's verdicts and groups are the kernel's.
-#: set fast
 #: kernel 6.1 6.12
 #: parts gpu nvme bridge numa
 #: modules fakeid

@@ -20,7 +20,7 @@ settled() {
   [ ! -e $file ] || what="$what not taken back: $(cat $file)"
   [ -z "$what" ] || { bad=$((bad + 1)); not_ok "$where" "$what"; rm -f $file; }
 }
-kill_everywhere "rename fsync fdatasync write" settled bulkhead apply -f /tmp/node.yaml --yes
+kill_everywhere "rename unlink fsync fdatasync write pwrite64" settled bulkhead apply -f /tmp/node.yaml --yes
 say "$kills kills"
 [ $kills -gt 20 ] && ok "killed at $kills points" || not_ok "killed at many points" "$kills"
 same "after each of them" 0 "$bad"

@@ -12,3 +12,6 @@ exits "it is refused" 1 lab_passthrough give $pf
 says "because it was made without an IOMMU" 'made without an IOMMU' "$out"
 doctor_looks --for passthrough
 same "the doctor does not take it for an IOMMU" fail "$(verdict iommu.noiommu)"
+node=$(ls /dev/vfio | grep noiommu)
+chmod 666 /dev/vfio/$node
+same "a user without CAP_SYS_RAWIO may not even open it: EPERM" "EPERM" "$(lab_answers -u 1000 group $node $pf | sed -n 's/^open the group: //p')"
