@@ -112,7 +112,7 @@ def main():
                 pass
         began = time.monotonic()
         closed = 0
-        while time.monotonic() - began < 25 and closed < len(slow):
+        while time.monotonic() - began < 60 and slow:  # 10 s each, and a loaded machine is slow to tell
             for one in list(slow):
                 try:
                     one.sendall(b"a")
@@ -121,8 +121,6 @@ def main():
                     slow.remove(one)
                     continue
             time.sleep(0.5)
-            if not slow:
-                break
         check("clients that send a byte now and then are cut off (%d within %.0f s)" % (closed, time.monotonic() - began), not slow, len(slow))
         unharmed("240 slow headers")
         for one in slow:
@@ -247,9 +245,12 @@ def main():
         check("a chunked body of 1 GiB ends after %d KiB" % (sent >> 10), sent < 64 << 20 and (answer.startswith(b"HTTP/1.1 413") or over), answer[:200])
         unharmed("1 GiB bodies")
         # Many bodies at once that never end: the sum is bounded.
-        many = []
+        # Who comes between them and stays lies behind them in the heap.
+        many, stays = [], []
         for i in range(200):
             try:
+                if i % 4 == 0:
+                    stays.append(raw(daemon, "127.0.0.20"))
                 one = raw(daemon, "127.0.0.%d" % (18 + i // 100), 5)
                 one.sendall(wire.request("POST", PREFIX + "/leases", [("Authorization", "Bearer " + hostile), ("Content-Length", str(1 << 20))]) + b" " * 1000000)
                 many.append(one)
@@ -260,6 +261,15 @@ def main():
         check("200 unfinished bodies of 1 MB take %d MiB" % (grown >> 20), grown < 400 << 20)
         unharmed("200 unfinished bodies", 3.0)
         for one in many:
+            one.close()
+        left = None
+
+        def given_back():
+            nonlocal left
+            left = resident(pid) - before
+            return left < 48 << 20
+        check("and are given back when they are cut off", wait_for(given_back, 20), "%d MiB stay" % (left >> 20))
+        for one in stays:
             one.close()
         for what, headers in (("one header of 64 KiB", [("X-A", "a" * 65536)]), ("5,000 headers", [("X-%d" % i, "a") for i in range(5000)]),
                               ("a token of 15 KiB", [("Authorization", "Bearer " + "a" * 15000)])):
