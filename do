@@ -117,6 +117,8 @@ prepare_prometheus() {
       dpkg -x prometheus_*.deb .. && rm -f prometheus_*.deb
   ) || say "prometheus cannot be had; tests/telemetry does without it"
 }
+# It makes journals out of records; installed, it starts nothing.
+prepare_journal() { (ensure systemd-journal-remote) || say "systemd-journal-remote cannot be installed; tests of the journal are skipped"; }
 prepare_build() { ensure "${build_packages[@]}"; clients; }
 
 bench_gpu() {  # where nothing can be installed or built (a GPU machine without a network), what was carried is measured
@@ -237,6 +239,7 @@ case "${1:-help}" in
     prepare_lab
     prepare_libvirt
     prepare_prometheus
+    prepare_journal
     say "building"
     build release all bulkhead_tests
     say "testing"
@@ -251,6 +254,7 @@ case "${1:-help}" in
     prepare_lab
     prepare_libvirt
     prepare_prometheus
+    prepare_journal
     build release all bulkhead_tests
     build debug bulkhead_tests
     suite sanitizers unit_tests build/debug/bin/bulkhead_tests

@@ -511,6 +511,10 @@ void judge_rule(Open& open) {
     in.remedy = heal::Act::quarantine;
   if (rule.id == "fm.unit_failed" || rule.id == "cuda.802" || rule.id == "fm.multicast_gpu")
     in.remedy = heal::Act::restart_fabric_manager;
+  if (in.closed) {
+    in.remedy = heal::Act::none;
+    in.advice = "the Fabric Manager was started after it: nothing, unless it fails again";
+  }
   if (rule.id == "nvrm.nccl_segv")
     in.severity = Severity::warn, in.blame = Blame::unknown,
     in.blame_why = "a crash inside NCCL; links and network may be the cause";
@@ -525,6 +529,11 @@ bool needs_known_device(const logs::Rule& rule) {
 bool of_the_bus(std::string_view id) {
   return id == "nvrm.fallen_off" || id == "nvrm.fallen_off_probe" || id == "pcie.link_down" ||
          id == "pci.d3cold" || id == "pci.not_ready" || id.starts_with("aer.");
+}
+
+// The Fabric Manager did not run: over once it does.
+bool ends_with_a_start(std::string_view id) {
+  return id == "fm.unit_failed" || id == "fm.topology_mismatch" || id == "fm.config_value";
 }
 
 int gravity(const Incident& in) {
@@ -939,6 +948,11 @@ Diagnosis diagnose(std::vector<Evidence> evidence) {
     }
     if (e.rule == nullptr) continue;
     if (e.rule->id.starts_with("nvrm.init_why") && !unexplained) unexplained = e;
+    if (e.rule->id == "fm.ok" || e.rule->id == "fm.started") {
+      for (auto& other : open)
+        if (ends_with_a_start(other.incident.rule)) other.incident.closed = true;
+      continue;
+    }
     if (e.rule->kind != logs::Kind::fault && e.rule->kind != logs::Kind::config) continue;
     if (needs_known_device(*e.rule) && !(e.at && is_known(*e.at))) {
       ++elsewhere;
@@ -960,7 +974,8 @@ Diagnosis diagnose(std::vector<Evidence> evidence) {
     const bool bus = of_the_bus(e.rule->id);
     const auto key = fmt::format("{}@{}", e.rule->id, slot ? bdf(*slot) : "-");
     std::optional<std::size_t> index;
-    if (auto at = newest.find(key); at != newest.end() && near(open[at->second].at_ms, when, same_burst_ms)) {
+    if (auto at = newest.find(key); at != newest.end() && near(open[at->second].at_ms, when, same_burst_ms) &&
+                                    !open[at->second].incident.closed) {
       index = at->second;
       absorb(open[*index], std::move(e), false);
     } else {

@@ -956,8 +956,22 @@ constexpr std::array rows = {
                   "/proc/driver/nvidia/version",
         .examples = {"fabric manager NVIDIA GPU driver interface version 570.1 mismatch"}},
     Rule{
+        .id = "fm.started",
+        .where = Where::fm,
+        .kind = Kind::info,
+        .needles = {"Started nvidia-fabricmanager.service", "Started Nvidia fabric manager",
+                    "Started NVIDIA fabric manager"},
+        .pattern =
+            R"re((?:^|systemd(?:\[1\])?: )Started (?:nvidia-fabricmanager\.service - |N(?:vidia|VIDIA) fabric manager))re",
+        .scope = "node",
+        .cause = "systemd started the Fabric Manager, which has set up the switches by then",
+        .remedy = "closes fm.* start-up incidents",
+        .how = "report",
+        .source = "NVIDIA/nvtrust issue 128",
+        .examples = {"Started nvidia-fabricmanager.service - NVIDIA fabric manager service."}},
+    Rule{
         .id = "fm.unit_failed",
-        .where = Where::libvirt,
+        .where = Where::fm,
         .kind = Kind::fault,
         .needles = {"nvidia-fabricmanager.service: "},
         .pattern =

@@ -250,7 +250,8 @@ Status run(const Config& config, const control::Settings& given) {
         .root = settings.access.root,
         .state = settings.state,
         .nvml_library = settings.access.nvml_library,
-        .name = [&owners, &control](diagnose::Evidence& one) { owners.name(one, *control->now()); }});
+        .name = [&owners, &control](diagnose::Evidence& one) { owners.name(one, *control->now()); },
+        .fabric_unit = heal::fabric_unit(settings.node_file)});
     ears = watcher.get();
     healer = std::make_unique<heal::Healer>(
         *control,

@@ -13,6 +13,7 @@
 #include "edge/archive/archive.hpp"
 #include "edge/events/events.hpp"
 #include "edge/kmsg/kmsg.hpp"
+#include "engine/diagnose/fabric.hpp"
 
 namespace bulkhead::diagnose {
 
@@ -204,6 +205,7 @@ Result<Followed> follow(const Live& live, const logs::Matcher& matcher, const st
   }
   if (reader.ok() && live.after) reader->after(*live.after);
   Memory memory(live.root);
+  Fabric fabric(live.root, live.fabric_unit, live.heard);
   std::vector<Evidence> kept = live.before;
   std::uint64_t lines = 0, dropped = 0;
   for (const auto& one : kept) lines = std::max(lines, one.number);
@@ -225,6 +227,7 @@ Result<Followed> follow(const Live& live, const logs::Matcher& matcher, const st
     }
     out.diagnosis = diagnose(kept);
     out.evidence = &kept;
+    out.heard = fabric.heard();
     out.sequence = out.kernel && reader.ok() ? reader->sequence() : live.after;
     auto& said = out.diagnosis.notes;
     said.insert(said.end(), notes.begin(), notes.end());
@@ -307,6 +310,11 @@ Result<Followed> follow(const Live& live, const logs::Matcher& matcher, const st
         lines += found.lines;
         if (batch->text.empty()) first = false;
       }
+    }
+    for (auto& one : fabric.read(matcher, notes)) {
+      one.number = ++lines;
+      take(std::move(one));
+      fresh = true;
     }
     if (kept.size() > live.most) dropped += thin(kept, live.most);
     if (fresh && unsaid_since == 0) unsaid_since = monotonic_ns();

@@ -11,6 +11,7 @@
 
 #include "core/diagnose/diagnose.hpp"
 #include "edge/events/events.hpp"
+#include "edge/logfile/logfile.hpp"
 
 namespace bulkhead::diagnose {
 
@@ -50,6 +51,12 @@ class Memory {
   std::vector<std::pair<std::uint32_t, Known>> known_;  // by pid
 };
 
+// How far the Fabric Manager's words are read: of the journal, of its own log.
+struct Heard {
+  std::string cursor = {};
+  logfile::Place log = {};
+};
+
 struct Live {
   std::filesystem::path root = "/";
   std::string nvml_library = {};
@@ -69,6 +76,8 @@ struct Live {
   // it.
   std::vector<Evidence> before = {};
   std::optional<std::uint64_t> after = {};
+  Heard heard = {};
+  std::string fabric_unit = "nvidia-fabricmanager.service";  // empty: what it says is not followed
   std::size_t most = 100'000;  // events kept; of storms, and then of the oldest, some go
   std::int64_t keep_ms = 0;    // older ones go; 0: none does
 };
@@ -79,9 +88,10 @@ struct Followed {
   // While `told` is called: what was kept, and how far the kernel's log is read.
   const std::vector<Evidence>* evidence = nullptr;
   std::optional<std::uint64_t> sequence = {};
+  Heard heard = {};
 };
-// Follows ROOT/dev/kmsg and the driver's events until `stop`; calls `told` after new evidence, when both
-// sources had 300 ms to tell of it. One source is enough; an Error: neither can be read.
+// Follows ROOT/dev/kmsg, the driver's events and the Fabric Manager's words until `stop`; calls `told` after new evidence, when both
+// sources had 300 ms to tell of it. One source is enough; an Error: neither of the first two can be read.
 Result<Followed> follow(const Live& live, const logs::Matcher& matcher, const std::function<bool()>& stop,
                         const std::function<void(const Followed&)>& told);
 

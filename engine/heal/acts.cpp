@@ -430,9 +430,7 @@ Status Healer::act(Task& task) {
     }
 
     case Act::restart_fabric_manager: {
-      std::string unit = "nvidia-fabricmanager.service";
-      if (const auto node = node_of(place_.node_file); node && node->host.fabric_manager)
-        unit = node->host.fabric_manager->unit;
+      const auto unit = fabric_unit(place_.node_file);
       BH_TRY(const auto systemd, systemd::Systemd::connect(place_.access.root));
       BH_CHECK(systemd->stop(unit, deadline));
       BH_CHECK(systemd->start(unit, deadline));
@@ -532,6 +530,12 @@ Status Healer::open(const Task& task) {
   if (!gpu->cordon || !is_ours(gpu->cordon)) return ok_status();
   return answered<control::PoolGpu>(
       [&](auto then) { control_.uncordon(caller(), task.gpu, std::move(then)); });
+}
+
+std::string fabric_unit(const std::filesystem::path& node_file) {
+  if (const auto node = node_of(node_file); node && node->host.fabric_manager)
+    return node->host.fabric_manager->unit;
+  return "nvidia-fabricmanager.service";
 }
 
 }  // namespace bulkhead::heal

@@ -157,4 +157,7 @@ std::string words_of(const process::Opener& holder);
 Json check_health(const observe::Access& access, const Uuid& gpu);
 Json check_device(const std::string& cuda_library, const std::string& device);
 
+// The Fabric Manager's unit: as in the node file, or as shipped.
+std::string fabric_unit(const std::filesystem::path& node_file);
+
 }  // namespace bulkhead::heal

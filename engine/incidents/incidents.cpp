@@ -19,6 +19,7 @@ namespace bulkhead::incidents {
 
 namespace {
 
+constexpr std::string_view kernel_log = "/dev/kmsg";
 constexpr std::size_t most_closed = 1'000, most_why = 400, most_text = 256, most_line = 8'192;
 constexpr std::size_t file_bytes = 64U << 20U;
 constexpr std::uint64_t second_ns = 1'000'000'000;
@@ -57,6 +58,7 @@ std::string written(const std::vector<diagnose::Evidence>& evidence) {
     if (one.source == diagnose::Source::log) {
       row["number"] = one.number;
       row["line"] = one.line;
+      if (one.file != kernel_log) row["file"] = one.file;
     } else {
       if (!one.at || !one.xid) continue;
       row["gpu"] = one.at->str();
@@ -80,7 +82,10 @@ std::vector<diagnose::Evidence> read(const Json& rows, const logs::Matcher& matc
       if (found.hits.empty()) continue;
       found.hits.front().number =
           static_cast<std::uint64_t>(std::max<std::int64_t>(number_of(row, "number"), 0));
-      out.push_back(diagnose::from(std::move(found.hits.front()), "/dev/kmsg"));
+      const auto file = text_of(row, "file", most_text);
+      out.push_back(diagnose::from(std::move(found.hits.front()), file.empty() ? kernel_log : file));
+      // Of others than the kernel only what could be vouched for was kept.
+      if (!file.empty()) out.back().vouched = true;
     } else {
       const auto gpu = PciAddress::parse(text_of(row, "gpu", 64));
       const auto xid = unsigned_of(row, "xid");
@@ -126,6 +131,8 @@ void Watcher::work() {
                       .ear = [this] { return ear(); },
                       .before = read(loaded_, matcher, settings_.most),
                       .after = sequence_,
+                      .heard = heard_,
+                      .fabric_unit = settings_.fabric_unit,
                       .most = settings_.most,
                       .keep_ms = settings_.keep_s * 1000};
   loaded_ = Json();
@@ -213,7 +220,14 @@ void Watcher::read_file() {
   booted_ms_ = number_of(*json, "booted");
   if (const auto rows = json->find("events"); rows != json->end() && rows->is_array())
     loaded_ = std::move(*rows);
+  // The log's place stays over a boot: what was said while nobody was here yet is still to be heard.
+  if (const auto log = json->find("fabricLog");
+      log != json->end() && log->is_array() && log->size() == 3 &&
+      std::ranges::all_of(*log, [](const Json& one) { return one.is_number_unsigned(); }))
+    heard_.log = {(*log)[0].get<std::uint64_t>(), (*log)[1].get<std::uint64_t>(),
+                  (*log)[2].get<std::uint64_t>()};
   if (text_of(*json, "boot", most_text) == boot_) {
+    heard_.cursor = text_of(*json, "journal", most_line);
     if (const auto at = json->find("sequence"); at != json->end() && at->is_number_unsigned())
       sequence_ = at->get<std::uint64_t>();
   } else if (loaded_.is_array()) {
@@ -236,6 +250,9 @@ bool Watcher::keep() {
   head["version"] = 1;
   head["boot"] = boot_;
   if (sequence_) head["sequence"] = *sequence_;
+  if (!heard_.cursor.empty()) head["journal"] = heard_.cursor;
+  if (heard_.log.inode != 0)
+    head["fabricLog"] = Json::array({heard_.log.device, heard_.log.inode, heard_.log.offset});
   head["booted"] = booted_ms_;
   head["closed"] = std::move(closed);
   head["names"] = std::move(names);
@@ -262,6 +279,7 @@ void Watcher::take(const diagnose::Followed& now) {
   auto seen = now.diagnosis.incidents;
   give_names(seen);
   sequence_ = now.sequence;
+  heard_ = now.heard;
   dirty_ = true;
   // Durable first: what is acted upon is known by the same name after kill -9.
   if (events <= many || monotonic_ns() - wrote_ns_ > seldom_ns) (void)keep();
@@ -329,7 +347,10 @@ void Watcher::give_names(std::vector<diagnose::Incident>& seen) {
 std::optional<Watcher::Closed> Watcher::closed_as(const diagnose::Incident& incident,
                                                   std::int64_t now_ms) const {
   const auto last = incident.last_ms.value_or(now_ms);
-  if (incident.closed) return Closed{last, incident.count, "by the driver's own word"};
+  if (incident.closed)
+    return Closed{last, incident.count,
+                  incident.rule.starts_with("fm.") ? "the Fabric Manager was started after it"
+                                                   : "by the driver's own word"};
   if (const auto at = closed_.find(incident.id); at != closed_.end() && last <= at->second.at_ms)
     return at->second;
   // What must be replaced is not mended by being started again.

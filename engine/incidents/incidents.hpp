@@ -1,9 +1,9 @@
-// The daemon's ear: the kernel's log and the driver's events followed on a thread of its own, joined into
-// incidents with the tenant's name, and kept open until something closes them: an act that mended it, the
-// driver's own word, a driver loaded anew, a boot, or a time without another event.
+// The daemon's ear: the kernel's log, the driver's events and the Fabric Manager's words followed on a thread
+// of its own, joined into incidents with the tenant's name, and kept open until something closes them: an act
+// that mended it, the driver's own word, a driver loaded anew, a boot, or a time without another event.
 //
 // Durable in `incidents.json`, before anybody is told: the events themselves, as they were read and with
-// whose they were found to be, how far the kernel's log is read, the incidents' names, and what was closed
+// whose they were found to be, how far the logs are read, the incidents' names, and what was closed
 // and why. A daemon that starts again goes on behind the last record, so it neither repeats an incident nor
 // loses one that the log still has. Events of the driver that no line of the log tells of are lost while
 // nobody follows them. All is bounded: events by number and by age, of storms some go.
@@ -51,7 +51,8 @@ class Watcher {
     std::function<void(diagnose::Evidence&)> name = {};  // puts a tenant to it; on the watcher's thread
     // `PROGRAM follow-faults --fd 3 --library LIBRARY` follows the driver's events; empty: nobody does.
     std::string program = "/proc/self/exe";
-    std::int64_t quiet_s = 86'400;          // without another event: closed by itself
+    std::string fabric_unit = "nvidia-fabricmanager.service";  // the Fabric Manager's, of the node file
+    std::int64_t quiet_s = 86'400;                             // without another event: closed by itself
     std::int64_t quiet_process_s = 3'600;   // the same of what reached no further than a process
     std::int64_t keep_s = 7 * 86'400;       // events, and incidents with them
     std::size_t most = 8'192;               // events
@@ -115,6 +116,7 @@ class Watcher {
   std::map<std::string, Known> known_ = {};     // by id
   std::string boot_ = {}, kept_ = "[]";         // the events, as they are in the file
   std::optional<std::uint64_t> sequence_ = {};  // of the kernel's log, read
+  diagnose::Heard heard_ = {};                  // of the Fabric Manager's words
   std::uint64_t wrote_ns_ = 0;
   bool dirty_ = false;
   Json loaded_ = {};  // the events of the file, until the thread has read them

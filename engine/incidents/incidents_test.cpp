@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <sys/file.h>
 #include <unistd.h>
+#include <array>
+#include <ctime>
 
 #include <filesystem>
 #include <fstream>
@@ -141,6 +143,51 @@ TEST_F(Incidents, AFileThatIsDamagedIsSaidAndTheLogReadAnew) {
   fault(79);
   const auto one = watcher();
   EXPECT_EQ(seen(*one, 1, 1).size(), 1U);
+}
+
+TEST_F(Incidents, OfTheFabricManagersOwnLogAreKeptAndWhatItSaysMeanwhileIsHeard) {
+  const auto log = dir_ / "root/var/log/fabricmanager.log";
+  const auto says = [&](const std::string& text) {
+    const std::time_t now = std::time(nullptr);
+    std::array<char, 64> at = {};  // local time without a zone, as Fabric Manager writes it
+    (void)std::strftime(at.data(), at.size(), "[%b %d %Y %H:%M:%S]", std::localtime(&now));
+    std::ofstream(log, std::ios::app) << at.data() << " [ERROR] [tid 1] " << text << '\n';
+    fs::permissions(log, fs::perms::owner_read | fs::perms::owner_write);
+  };
+  const std::string topology =
+      "detected number of NVSwitches don't match with any supported system topology, aborting fabric manager";
+  fs::create_directories(log.parent_path());
+  says(topology);  // before anybody followed
+  std::string id;
+  {
+    const auto first = watcher();
+    fault(79);
+    ASSERT_EQ(seen(*first, 1, 1).size(), 1U);
+    says(
+        "detected NVSwitch fatal error 20034 on fid 0 on NVSwitch pci bus id 00000000:86:00.0 physical id 3 "
+        "port 33");
+    const auto got = seen(*first, 2, 2);
+    ASSERT_EQ(got.size(), 2U);
+    const auto its = std::ranges::find_if(got, [](const auto& one) { return one.what.sxid == 20034U; });
+    ASSERT_NE(its, got.end());
+    id = its->what.id;
+    EXPECT_EQ(its->what.evidence.at(0).file, "/var/log/fabricmanager.log");
+  }
+  says(topology);  // while nobody follows
+  {
+    const auto again = watcher();
+    const auto got = seen(*again, 3, 3);
+    ASSERT_EQ(got.size(), 3U);
+    EXPECT_TRUE(std::ranges::any_of(got, [&](const auto& one) { return one.what.id == id; }));
+    const auto its =
+        std::ranges::find_if(got, [](const auto& one) { return one.what.rule == "fm.topology_mismatch"; });
+    ASSERT_NE(its, got.end());
+    EXPECT_TRUE(its->open);
+    EXPECT_EQ(its->what.count, 1U);
+    says("Successfully configured all the available NVSwitches to route NVLink traffic.");
+    for (int i = 0; i < 400 && again->open(wall_now())->size() == 3; ++i) ::usleep(10'000);
+    EXPECT_EQ(again->open(wall_now())->size(), 2U) << "it runs";
+  }
 }
 
 TEST_F(Incidents, OfAFileThatSomebodyWroteAreBoundedAndHarmless) {

@@ -26,8 +26,11 @@ gpus:
     power_limit_w: 600
 heal: {mode: %s, most_an_hour: %d, keep_healthy: %d}
 """
+JOURNAL = "/lib/systemd/systemd-journal-remote"
 out = Checks()
 check = out.check
+if not os.access(JOURNAL, os.X_OK):
+    print("skipped: no %s; what systemd says comes through the kernel's log, where it writes while there is no journal" % JOURNAL)
 
 
 class Host(Place):
@@ -101,6 +104,21 @@ class Host(Place):
             number = max([int(line.split(",")[1]) for line in log if line[:1].isdigit()] + [0]) + 1
         with open(kmsg, "a") as log:
             log.write("%d,%d,%d,-;%s\n" % (priority, number, time.monotonic_ns() // 1000, text))
+
+    def journal(self, *messages, fields=("_PID=1", "_COMM=systemd", "UNIT=nvidia-fabricmanager.service")):
+        """Records of the systemd journal, made by systemd's own tool; the fields with an underscore are those journald fills."""
+        if not os.access(JOURNAL, os.X_OK):
+            for message in messages if "_PID=1" in fields else ():
+                self.record("systemd[1]: " + message, 30)
+            return
+        folder = os.path.join(self.twin.dir, "root/var/log/journal")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(self.twin.dir, "root/proc/sys/kernel/random/boot_id")) as got:
+            boot = got.read().strip().replace("-", "")
+        text = "".join("__REALTIME_TIMESTAMP=%d\n__MONOTONIC_TIMESTAMP=%d\n_BOOT_ID=%s\nMESSAGE=%s\n%s\n\n"
+                       % (time.time_ns() // 1000, time.monotonic_ns() // 1000, boot, message, "\n".join(fields)) for message in messages)
+        subprocess.run([JOURNAL, "--split-mode=none", "-o",
+                        os.path.join(folder, "%d.journal" % len(os.listdir(folder))), "-"], input=text.encode(), check=True, capture_output=True)
 
     def driver(self, index):
         return json.loads(self.twin_says("status", "--json"))["gpus"][index]
@@ -317,7 +335,14 @@ with Host() as host:
     # The fabric: every lease on it, a unit that is started again, and no lease before its GPUs are registered
     before = len(host.acts())
     one, two = host.lease("vision", **{"class": "exclusive"}), host.lease("speech", **mig("3g.40gb"))
-    host.record("systemd[1]: nvidia-fabricmanager.service: Failed with result 'exit-code'.", 30)
+    failed = "nvidia-fabricmanager.service: Failed with result 'exit-code'."
+    # Anybody may write this with `logger`: journald tells who it was, in fields that nobody else fills.
+    host.journal(failed, fields=("_PID=4711", "_UID=1000", "_COMM=logger", "SYSLOG_IDENTIFIER=systemd", "UNIT=nvidia-fabricmanager.service"))
+    host.journal(failed, "Started nvidia-fabricmanager.service - NVIDIA fabric manager service.")
+    closed = wait_for(lambda: [i for i in host.ask("/incidents")["items"] if i["rule"] == "fm.unit_failed" and not i["open"]], 20)
+    check("a Fabric Manager that systemd itself started again: told, over, and nobody's lease ends", bool(closed) and closed[0]["count"] == 1
+          and "was started" in closed[0]["closedWhy"] and len(host.acts()) == before and host.one(one["id"])["state"] == "active", closed, host.acts())
+    host.journal(failed)
     act = host.cut_off(before + 1)
     check("restart-fabric-manager: the unit is started again, over kill -9",
           (act["act"], act["doing"]) == ("restart-fabric-manager", "helped"), words(act), json.dumps(host.ask("/healing")["open"]))
@@ -367,7 +392,7 @@ if not QUICK:
             changed.write(text.replace("FABRIC_MODE=0", "FABRIC_MODE=1"))
         host.daemon.stop()
         host.begin()
-        host.record("systemd[1]: nvidia-fabricmanager.service: Failed with result 'exit-code'.", 30)
+        host.journal("nvidia-fabricmanager.service: Failed with result 'exit-code'.")
         held = wait_for(lambda: [row for row in host.ask("/healing")["open"] if row["act"] == "restart-fabric-manager"], 20)
         check("partitions that nobody here could replay: the restart is left to a person, with the reason",
               bool(held) and any("FABRIC_MODE=1" in why for why in held[0]["held"]) and not host.acts(), held, host.acts())
